@@ -1,0 +1,1 @@
+"""The exported student: its manifest and the ONNX Runtime session that runs it."""

@@ -1,0 +1,142 @@
+"""The manifest inside every exported student: what the file is, what it was trained for, what it may be fed.
+
+It travels as one JSON text in the ONNX metadata under `MANIFEST_KEY`, so that the file is all that is needed.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+MANIFEST_KEY = "md_perception.manifest"
+"""Key of the manifest in ModelProto.metadata_props."""
+
+FORMAT_VERSION = 1
+"""Version of the graph's inputs and outputs and of this schema; a loader refuses a file of another version."""
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+PositiveSize = tuple[Annotated[int, Field(gt=0, le=16384)], Annotated[int, Field(gt=0, le=16384)]]
+
+
+class ManifestError(ValueError):
+    """A student file without a manifest, or with one that is malformed or contradicts its graph."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ThermalContract(_Strict):
+    """The thermal image that a student was trained on.
+
+    sensor_size: (width, height) px of the thermal sensor, before any upsampling.
+    coding: `agc_percentile`: 8 bit, linear between two percentiles of the frame (an automatic gain control);
+        `fixed_range`: 8 bit, linear between two temperatures.
+    percentiles: of `agc_percentile`, in percent. minimum_span_k: the smallest range, in kelvin, that it stretches.
+    range_k: of `fixed_range`, in kelvin.
+    """
+
+    sensor_size: PositiveSize
+    coding: Literal["agc_percentile", "fixed_range"] = "agc_percentile"
+    percentiles: tuple[float, float] = (1.0, 99.0)
+    minimum_span_k: float = Field(default=10.0, gt=0)
+    range_k: tuple[float, float] | None = None
+
+    @model_validator(mode="after")
+    def _ranges(self) -> "ThermalContract":
+        low, high = self.percentiles
+        if not 0 <= low < high <= 100:
+            raise ValueError(f"percentiles {self.percentiles} must rise within 0..100")
+        if self.coding == "fixed_range" and (self.range_k is None or self.range_k[0] >= self.range_k[1]):
+            raise ValueError(f"coding fixed_range needs a rising range_k, got {self.range_k}")
+        return self
+
+
+class Manifest(_Strict):
+    """See the fields; every string is data to be shown, never a path to be opened or code to be run.
+
+    input_size: (width, height) px of the network, fixed at export; the graph letterboxes any camera to it.
+    camera_size: (width, height) px of the RGB images that it was trained on.
+    detection_classes, segmentation_classes: class names in id order; empty without the task.
+    thermal: None for a visible-only student.
+    metrics: figures at export, name to value; the names say protocol and split.
+    """
+
+    format_version: Literal[1] = FORMAT_VERSION
+    name: Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[\w.+-]+$")]
+    role: Literal["student", "teacher"]
+    tasks: tuple[Literal["detection", "segmentation"], ...] = Field(min_length=1, max_length=2)
+    detection_classes: tuple[str, ...] = ()
+    segmentation_classes: tuple[str, ...] = ()
+    inputs: tuple[Literal["rgb", "thermal"], ...]
+    thermal: ThermalContract | None
+    input_size: PositiveSize
+    camera_size: PositiveSize
+    precision: Literal["fp32", "fp16", "int8"]
+    weights_storage: Literal["fp32", "fp16", "int8"]
+    score_threshold: float = Field(ge=0, le=1)
+    run_id: str = Field(max_length=200)
+    teacher_run_ids: tuple[str, ...] = ()
+    training_data: str = Field(max_length=2000)
+    split_hashes: dict[str, str] = Field(default_factory=dict)
+    seen_real_images: bool
+    metrics: dict[str, float] = Field(default_factory=dict)
+    git_revision: str = Field(max_length=100)
+    created: str = Field(max_length=100)
+    weights_sha256: Sha256
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Manifest":
+        for task, classes in (
+            ("detection", self.detection_classes),
+            ("segmentation", self.segmentation_classes),
+        ):
+            if (task in self.tasks) != bool(classes):
+                raise ValueError(f"task {task} and its class list {classes} contradict each other")
+            if len(set(classes)) != len(classes):
+                raise ValueError(f"a class of {task} occurs twice: {classes}")
+        if len(set(self.inputs)) != len(self.inputs) or not self.inputs:
+            raise ValueError(f"inputs {self.inputs} must name each camera once")
+        if ("thermal" in self.inputs) != (self.thermal is not None):
+            raise ValueError("the thermal contract must be given exactly when thermal is an input")
+        return self
+
+    @classmethod
+    def from_metadata(cls, metadata: dict[str, str], source: str) -> "Manifest":
+        """Parse the manifest out of ONNX metadata.
+
+        metadata: the model's metadata_props as a dict. source: the file's name, for error texts.
+        Raises ManifestError naming the file and each field that is wrong.
+        """
+        text = metadata.get(MANIFEST_KEY)
+        if text is None:
+            raise ManifestError(
+                f"{source} has no md_perception manifest: it was not written by `python -m md_training export`; "
+                "export the student again"
+            )
+        if len(text) > 1_000_000:
+            raise ManifestError(f"{source}: its manifest of {len(text)} characters is larger than any real one")
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            problems = "; ".join(
+                f"{'.'.join(str(part) for part in item['loc']) or 'manifest'}: {item['msg']}"
+                for item in error.errors(include_url=False, include_input=False)
+            )
+            raise ManifestError(f"{source}: its manifest is not valid: {problems}") from None
+
+    def to_metadata(self) -> dict[str, str]:
+        """Return the metadata entry that carries this manifest."""
+        return {MANIFEST_KEY: self.model_dump_json()}
+
+    def summary(self) -> dict[str, Any]:
+        """Return the fields that a log line or a report needs, in reading order."""
+        return {
+            "name": self.name,
+            "role": self.role,
+            "tasks": "+".join(self.tasks),
+            "inputs": "+".join(self.inputs),
+            "input_size": "x".join(map(str, self.input_size)),
+            "thermal_size": "x".join(map(str, self.thermal.sensor_size)) if self.thermal else "none",
+            "precision": self.precision,
+            "weights": self.weights_sha256[:12],
+        }

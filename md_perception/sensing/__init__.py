@@ -1,0 +1,1 @@
+"""From camera messages to pairs of images that a student may see."""
