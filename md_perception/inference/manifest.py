@@ -3,14 +3,14 @@
 It travels as one JSON text in the ONNX metadata under `MANIFEST_KEY`, so that the file is all that is needed.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 MANIFEST_KEY = "md_perception.manifest"
 """Key of the manifest in ModelProto.metadata_props."""
 
-FORMAT_VERSION = 1
+FORMAT_VERSION: Final = 1
 """Version of the graph's inputs and outputs and of this schema; a loader refuses a file of another version."""
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]

@@ -1,0 +1,210 @@
+"""What surrounds the node in the ROS tests: cameras, a lifecycle manager, a listener; polling, never sleeping."""
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from diagnostic_msgs.msg import DiagnosticArray
+from lifecycle_msgs.msg import State, Transition
+from lifecycle_msgs.srv import ChangeState, GetState
+from rcl_interfaces.srv import SetParameters
+from rclpy.context import Context
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
+from rosgraph_msgs.msg import Clock
+from sensor_msgs.msg import Image
+
+from md_perception.msg import PerceptionStatus
+from md_perception.ros.node import PerceptionNode
+from md_perception.sensing.images import image_fields, to_array
+
+TIMEOUT_S = 20.0
+"""Far above what anything takes, for busy machines."""
+
+RELIABLE = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=50, reliability=ReliabilityPolicy.RELIABLE)
+BEST_EFFORT = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=5, reliability=ReliabilityPolicy.BEST_EFFORT)
+LATCHED = QoSProfile(
+    history=HistoryPolicy.KEEP_LAST,
+    depth=1,
+    reliability=ReliabilityPolicy.RELIABLE,
+    durability=DurabilityPolicy.TRANSIENT_LOCAL,
+)
+
+
+def poll(condition: Callable[[], Any], what: str, timeout_s: float = TIMEOUT_S) -> Any:
+    """Wait for a condition to become true and return its value; fail with what was waited for."""
+    end = time.monotonic() + timeout_s
+    while not (value := condition()):
+        if time.monotonic() > end:
+            pytest.fail(f"waited {timeout_s:.0f} s for {what}")
+        time.sleep(0.005)
+    return value
+
+
+class Spinning:
+    """A node that is spun by a thread of its own."""
+
+    def __init__(self, node: Node, context: Context) -> None:
+        self.node = node
+        self._executor = SingleThreadedExecutor(context=context)
+        self._executor.add_node(node)
+        self._thread = threading.Thread(target=self._executor.spin, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._executor.shutdown()
+        self._thread.join()
+        self.node.destroy_node()
+
+
+class Vehicle:
+    """Cameras, a lifecycle manager and a listener around the node, all over DDS."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self.node = Node("vehicle", context=context)
+        self.target: PerceptionNode | None = None
+        self.received: dict[str, list[Any]] = {}
+        self._spinning = Spinning(self.node, context)
+        self._publishers: dict[str, Any] = {}
+        self._clients: dict[str, Any] = {}
+        self.listen("/md_perception/status", PerceptionStatus)
+
+    def stop(self) -> None:
+        self._spinning.stop()
+
+    def listen(self, topic: str, message_type: type, qos: QoSProfile = RELIABLE) -> list[Any]:
+        """Collect the messages of a topic."""
+        messages = self.received.setdefault(topic, [])
+        self.node.create_subscription(message_type, topic, messages.append, qos)
+        return messages
+
+    def listen_to_diagnostics(self) -> list[DiagnosticArray]:
+        return self.listen("/diagnostics", DiagnosticArray)
+
+    def wait_for_listeners(self) -> None:
+        """Wait until every publisher of the node and the subscription of its topic here have found each other."""
+        assert self.target is not None
+        ours = {s.topic_name: s for s in self.node.subscriptions}
+        for publisher in list(self.target.publishers):
+            topic = publisher.topic_name
+            if topic in self.received:
+                poll(
+                    lambda p=publisher: p.get_subscription_count() > 0, f"the node to find the subscription of {topic}"
+                )
+                poll(lambda s=ours[topic]: s.get_publisher_count() > 0, f"the publisher of {topic}")
+
+    @property
+    def statuses(self) -> list[PerceptionStatus]:
+        return self.received["/md_perception/status"]
+
+    # Lifecycle and parameters
+
+    def call(self, service_type: type, name: str, request: Any) -> Any:
+        if name not in self._clients:
+            self._clients[name] = self.node.create_client(service_type, name)
+        client = self._clients[name]
+        assert client.wait_for_service(TIMEOUT_S), f"service {name} does not appear"
+        future = client.call_async(request)
+        poll(future.done, f"an answer of {name}")
+        return future.result()
+
+    def change(self, transition: int) -> bool:
+        request = ChangeState.Request(transition=Transition(id=transition))
+        return bool(self.call(ChangeState, "/md_perception/change_state", request).success)
+
+    def state(self) -> int:
+        return int(self.call(GetState, "/md_perception/get_state", GetState.Request()).current_state.id)
+
+    def configure(self) -> bool:
+        return self.change(Transition.TRANSITION_CONFIGURE)
+
+    def activate(self) -> bool:
+        return self.change(Transition.TRANSITION_ACTIVATE)
+
+    def deactivate(self) -> bool:
+        return self.change(Transition.TRANSITION_DEACTIVATE)
+
+    def cleanup(self) -> bool:
+        return self.change(Transition.TRANSITION_CLEANUP)
+
+    def start(self) -> None:
+        """Bring the node to the active state."""
+        assert self.configure()
+        assert self.activate()
+        assert self.state() == State.PRIMARY_STATE_ACTIVE
+        self.wait_for_listeners()
+
+    def set_parameters(self, **values: Any) -> list[Any]:
+        """Set parameters, given with two underscores for a dot, and return the results."""
+        request = SetParameters.Request(
+            parameters=[
+                Parameter(name.replace("__", "."), value=value).to_parameter_msg() for name, value in values.items()
+            ]
+        )
+        return list(self.call(SetParameters, "/md_perception/set_parameters", request).results)
+
+    # Cameras
+
+    def camera(
+        self, topic: str, message_type: type = Image, qos: QoSProfile = RELIABLE, *, matched: bool = True
+    ) -> Any:
+        """Return a publisher, by default once the node listens to it."""
+        if topic not in self._publishers:
+            self._publishers[topic] = self.node.create_publisher(message_type, topic, qos)
+        publisher = self._publishers[topic]
+        if matched:
+            poll(lambda: publisher.get_subscription_count() > 0, f"a subscription of {topic}")
+        return publisher
+
+    def simulated_clock(self) -> Callable[[int], None]:
+        """Return a function that sets /clock, ns."""
+        publisher = self.camera("/clock", Clock)
+
+        def set_time(now_ns: int) -> None:
+            message = Clock()
+            message.clock.sec, message.clock.nanosec = divmod(now_ns, 1_000_000_000)
+            publisher.publish(message)
+
+        return set_time
+
+    def image(self, pixels: np.ndarray, encoding: str, stamp_ns: int, frame_id: str) -> Image:
+        fields = image_fields(pixels, encoding)
+        fields["data"] = to_array(fields["data"])
+        message = Image(**fields)
+        message.header.frame_id = frame_id
+        message.header.stamp.sec, message.header.stamp.nanosec = divmod(stamp_ns, 1_000_000_000)
+        return message
+
+    def now_ns(self) -> int:
+        return int(self.node.get_clock().now().nanoseconds)
+
+    def send_thermal(self, stamp_ns: int, grey: int = 153, size: tuple[int, int] = (16, 12)) -> None:
+        pixels = np.full((size[1], size[0]), grey, np.uint8)
+        self.camera("/thermal/image_raw").publish(self.image(pixels, "mono8", stamp_ns, "thermal"))
+
+    def send_rgb(self, stamp_ns: int, pixels: np.ndarray | None = None) -> None:
+        if pixels is None:
+            pixels = np.zeros((48, 64, 3), np.uint8)
+        self.camera("/rgb/image_raw").publish(self.image(pixels, "rgb8", stamp_ns, "rgb_optical"))
+
+    def send_pair(self, stamp_ns: int, pixels: np.ndarray | None = None) -> None:
+        self.send_thermal(stamp_ns)
+        self.send_rgb(stamp_ns, pixels)
+
+    def status_of(self, stamp_ns: int) -> PerceptionStatus:
+        """Wait for the status of a frame."""
+        return poll(lambda: self._status_of(stamp_ns), f"the status of the frame of {stamp_ns} ns")
+
+    def _status_of(self, stamp_ns: int) -> PerceptionStatus | None:
+        return next((status for status in list(self.statuses) if header_ns(status) == stamp_ns), None)
+
+
+def header_ns(message: Any) -> int:
+    """Return the stamp of a header, ns."""
+    return int(message.header.stamp.sec) * 1_000_000_000 + int(message.header.stamp.nanosec)
