@@ -1,0 +1,383 @@
+"""The node's parameters: one table that declares them, one frozen type that the node reads, one check for both.
+
+`config/md.yaml` documents the same table for users; a test keeps the two in step.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+
+from md_perception.inference.session import SessionSettings
+from md_perception.pipeline import PipelineSettings
+from md_perception.ros.qos import Reliability
+from md_perception.sensing.health import HealthSettings
+from md_perception.sensing.pairing import PairingSettings, Policy
+from md_perception.sensing.registration import sampling_matrix
+from md_perception.sensing.thermal import Encoding as ThermalEncoding
+from md_perception.sensing.thermal import Polarity, ThermalSettings
+
+Value = bool | int | float | str | list[int] | list[float] | list[str]
+
+
+class ParameterError(ValueError):
+    """A parameter whose value cannot be used; the message says which, why, and what is allowed."""
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """One parameter of the node.
+
+    bounds: least and largest value, both allowed, for a number or each element of an array. choices: of a string.
+    length: of an array. read_only: fixed when the node is started; the others may be set while it runs.
+    """
+
+    name: str
+    default: Value
+    description: str
+    bounds: tuple[float, float] | None = None
+    choices: tuple[str, ...] = ()
+    length: int | None = None
+    read_only: bool = False
+
+    @property
+    def field(self) -> str:
+        """The attribute of `Parameters` that holds the value."""
+        return self.name.replace(".", "_")
+
+    def descriptor(self) -> ParameterDescriptor:
+        """Return the descriptor that tools such as `ros2 param describe` show."""
+        descriptor = ParameterDescriptor(description=self.description, read_only=self.read_only)
+        if self.choices:
+            descriptor.additional_constraints = "one of: " + ", ".join(repr(choice) for choice in self.choices)
+        if self.bounds is not None and isinstance(self.default, float):
+            low, high = self.bounds
+            descriptor.floating_point_range = [FloatingPointRange(from_value=low, to_value=high)]
+        elif self.bounds is not None and isinstance(self.default, int):
+            low, high = (int(bound) for bound in self.bounds)
+            descriptor.integer_range = [IntegerRange(from_value=low, to_value=high, step=1)]
+        return descriptor
+
+    def check(self, value: Any) -> None:
+        """Raise ParameterError where the value is not allowed."""
+        if self.choices and value not in self.choices:
+            raise ParameterError(f"{self.name} is {value!r}: use one of {', '.join(map(repr, self.choices))}")
+        if self.length is not None and len(value) != self.length:
+            raise ParameterError(f"{self.name} has {len(value)} elements: {self.length} are needed")
+        numbers = value if isinstance(self.default, list) else [value]
+        for number in numbers:
+            if isinstance(number, float) and not math.isfinite(number):
+                raise ParameterError(f"{self.name} is {number}: a finite number is needed")
+            if self.bounds is not None and not self.bounds[0] <= number <= self.bounds[1]:
+                raise ParameterError(
+                    f"{self.name} is {number}: it must lie between {self.bounds[0]:g} and {self.bounds[1]:g}"
+                )
+
+
+def _camera(name: str) -> tuple[Declaration, ...]:
+    return (
+        Declaration(
+            f"{name}.transport",
+            "raw",
+            f"how {name} images arrive: raw (sensor_msgs/Image on {name}/image_raw) or compressed "
+            f"(sensor_msgs/CompressedImage on {name}/image_raw/compressed)",
+            choices=("raw", "compressed"),
+            read_only=True,
+        ),
+        Declaration(
+            f"{name}.reliability",
+            "auto",
+            f"QoS of the {name} subscription; auto: reliable when every publisher offers it, best effort otherwise",
+            choices=("auto", "reliable", "best_effort"),
+            read_only=True,
+        ),
+        Declaration(
+            f"{name}.queue_depth",
+            5,
+            f"QoS of the {name} subscription: images that the middleware keeps for a busy node",
+            bounds=(1, 100),
+            read_only=True,
+        ),
+    )
+
+
+TABLE: tuple[Declaration, ...] = (
+    Declaration(
+        "autostart",
+        False,
+        "configure and activate without being asked, and end with exit code 1 if that fails; for use without a launch "
+        "file or a lifecycle manager",
+        read_only=True,
+    ),
+    Declaration(
+        "student.file",
+        "",
+        "file (.onnx) of the student, which runs on RGB and thermal, or on RGB alone if that is all it takes; empty: "
+        "the demo student of this package",
+        read_only=True,
+    ),
+    Declaration(
+        "student.visible_file",
+        "",
+        "file (.onnx) of a student that runs on RGB alone, for the time when thermal is silent; empty: none",
+        read_only=True,
+    ),
+    Declaration(
+        "student.providers",
+        ["auto"],
+        "ONNX Runtime execution providers in order of preference: cpu, cuda, tensorrt, or auto, which is cuda where it "
+        "works, else cpu",
+        read_only=True,
+    ),
+    Declaration(
+        "student.threads",
+        0,
+        "threads of the CPU provider; 0: one for each physical core",
+        bounds=(0, 256),
+        read_only=True,
+    ),
+    Declaration(
+        "student.warm_up_rgb_size",
+        [0, 0],
+        "width and height, px, of the RGB images that the student is warmed up for; zeros: those of its training",
+        bounds=(0, 16384),
+        length=2,
+        read_only=True,
+    ),
+    Declaration(
+        "student.warm_up_thermal_size",
+        [0, 0],
+        "width and height, px, of the thermal images that the student is warmed up for; zeros: those of its training",
+        bounds=(0, 16384),
+        length=2,
+        read_only=True,
+    ),
+    Declaration(
+        "score_threshold",
+        0.3,
+        "least score of a detection that is published; below the threshold in the student's manifest it has no effect",
+        bounds=(0.0, 1.0),
+    ),
+    *_camera("rgb"),
+    *_camera("thermal"),
+    Declaration(
+        "thermal.encoding",
+        "auto",
+        "what the values of thermal images mean: agc8 (8 bit, gain control in the camera), grey_rgb8 (the same in "
+        "three equal channels), counts (raw 16 bit), centikelvin, celsius, kelvin; auto: what the encoding of the "
+        "messages says where that is unambiguous",
+        choices=get_args(ThermalEncoding),
+        read_only=True,
+    ),
+    Declaration(
+        "thermal.polarity",
+        "white_hot",
+        "black_hot where the camera shows warm dark",
+        choices=get_args(Polarity),
+        read_only=True,
+    ),
+    Declaration(
+        "thermal.range",
+        [0.0, 0.0],
+        "values, kelvin or counts, that become black and white; zeros: a gain control of each image, as in training",
+        length=2,
+        read_only=True,
+    ),
+    Declaration(
+        "thermal.time_constant_s",
+        0.0,
+        "inertia of that gain control, s; 0: each image by itself",
+        bounds=(0.0, 600.0),
+        read_only=True,
+    ),
+    Declaration(
+        "registration.homography",
+        [0.0] * 9,
+        "homography from RGB pixels to thermal pixels of the images as they arrive, in row order; zeros: both cameras "
+        "see the same field of view, so that thermal is only scaled",
+        length=9,
+        read_only=True,
+    ),
+    Declaration(
+        "pairing.policy",
+        "nearest",
+        "how an RGB image finds its thermal partner: nearest (the nearest in time, may serve several RGB images), or "
+        "message_filters' approximate or exact (each thermal image serves one RGB image)",
+        choices=("nearest", "approximate", "exact"),
+        read_only=True,
+    ),
+    Declaration("pairing.tolerance_s", 0.06, "largest distance in time of partners, s", bounds=(0.0, 10.0)),
+    Declaration(
+        "pairing.offset_s",
+        0.0,
+        "added to the stamps of thermal images before pairing, s; negative for a camera that stamps late",
+        bounds=(-10.0, 10.0),
+    ),
+    Declaration(
+        "pairing.max_wait_s",
+        0.15,
+        "longest that an RGB image waits for its partner after it arrived, s",
+        bounds=(0.0, 10.0),
+    ),
+    Declaration(
+        "pairing.capacity", 32, "most images of each camera that wait for a partner", bounds=(1, 1000), read_only=True
+    ),
+    Declaration(
+        "health.timeout_s",
+        1.0,
+        "a camera that is silent for so long, s, is lost: the mode falls back to a student without it, or to STALE",
+        bounds=(0.05, 60.0),
+    ),
+    Declaration(
+        "health.recovery_pairs",
+        3,
+        "pairs in a row after which the student with thermal takes over again from the visible-only one",
+        bounds=(1, 1000),
+    ),
+    Declaration(
+        "queue_depth",
+        4,
+        "pairs that wait for the student while it keeps up with the camera; a slower one always takes the newest",
+        bounds=(1, 100),
+        read_only=True,
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """The values of all parameters, checked one by one and against each other.
+
+    Fields are named as in the table, with dots as underscores; times in seconds, sizes (width, height) px.
+    """
+
+    autostart: bool
+    student_file: str
+    student_visible_file: str
+    student_providers: list[str]
+    student_threads: int
+    student_warm_up_rgb_size: list[int]
+    student_warm_up_thermal_size: list[int]
+    score_threshold: float
+    rgb_transport: str
+    rgb_reliability: Reliability
+    rgb_queue_depth: int
+    thermal_transport: str
+    thermal_reliability: Reliability
+    thermal_queue_depth: int
+    thermal_encoding: ThermalEncoding
+    thermal_polarity: Polarity
+    thermal_range: list[float]
+    thermal_time_constant_s: float
+    registration_homography: list[float]
+    pairing_policy: Policy
+    pairing_tolerance_s: float
+    pairing_offset_s: float
+    pairing_max_wait_s: float
+    pairing_capacity: int
+    health_timeout_s: float
+    health_recovery_pairs: int
+    queue_depth: int
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, Any]) -> "Parameters":
+        """Check the values of all parameters, by name. Raises ParameterError."""
+        for declaration in TABLE:
+            declaration.check(values[declaration.name])
+        parameters = cls(**{declaration.field: values[declaration.name] for declaration in TABLE})
+        try:
+            parameters.session_settings()
+            parameters.pipeline_settings("", "")
+            if parameters.homography is not None:
+                sampling_matrix((1, 1), (1, 1), parameters.homography)
+        except ValueError as error:
+            raise ParameterError(str(error)) from None
+        return parameters
+
+    @property
+    def homography(self) -> list[float] | None:
+        """Nine numbers, or None for equal fields of view."""
+        return self.registration_homography if any(self.registration_homography) else None
+
+    @property
+    def rgb_size(self) -> tuple[int, int] | None:
+        """RGB size of the warm-up, None for that of training."""
+        return _size(self.student_warm_up_rgb_size)
+
+    @property
+    def thermal_size(self) -> tuple[int, int] | None:
+        """Thermal size of the warm-up, None for that of training."""
+        return _size(self.student_warm_up_thermal_size)
+
+    def session_settings(self) -> SessionSettings:
+        """Return how students are run."""
+        return SessionSettings(providers=tuple(self.student_providers), threads=self.student_threads)
+
+    def pairing_settings(self) -> PairingSettings:
+        """Return the bounds of pairing."""
+        return PairingSettings(
+            tolerance_ns=round(self.pairing_tolerance_s * 1e9),
+            offset_ns=round(self.pairing_offset_s * 1e9),
+            max_wait_ns=round(self.pairing_max_wait_s * 1e9),
+            capacity=self.pairing_capacity,
+        )
+
+    def health_settings(self) -> HealthSettings:
+        """Return when a camera is lost."""
+        return HealthSettings(timeout_s=self.health_timeout_s, recovery_pairs=self.health_recovery_pairs)
+
+    def pipeline_settings(self, rgb_topic: str, thermal_topic: str) -> PipelineSettings:
+        """Return the settings of the pipeline; the resolved topic names are for its error texts."""
+        low, high = self.thermal_range
+        return PipelineSettings(
+            pairing=self.pairing_settings(),
+            thermal=ThermalSettings(
+                encoding=self.thermal_encoding,
+                polarity=self.thermal_polarity,
+                range=(low, high) if any(self.thermal_range) else None,
+                time_constant_s=self.thermal_time_constant_s,
+            ),
+            homography=self.homography,
+            score_threshold=self.score_threshold,
+            rgb_topic=rgb_topic,
+            thermal_topic=thermal_topic,
+        )
+
+
+def declare(node: Node) -> None:
+    """Declare every parameter of the table on the node.
+
+    Raises rclpy's InvalidParameterTypeException or InvalidParameterValueException for an override of the wrong type or
+    out of range.
+    """
+    for declaration in TABLE:
+        node.declare_parameter(declaration.name, declaration.default, declaration.descriptor())
+
+
+def read(node: Node) -> Parameters:
+    """Read all parameters from the node. Raises ParameterError."""
+    return Parameters.from_values({d.name: _plain(node.get_parameter(d.name).value) for d in TABLE})
+
+
+def check_change(node: Node, changed: list[Parameter]) -> SetParametersResult:
+    """Say whether the changed parameters go together with the others, and why not; for on_set_parameters callbacks."""
+    values = {d.name: _plain(node.get_parameter(d.name).value) for d in TABLE}
+    values |= {parameter.name: _plain(parameter.value) for parameter in changed if parameter.name in values}
+    try:
+        Parameters.from_values(values)
+    except ParameterError as error:
+        return SetParametersResult(successful=False, reason=str(error))
+    return SetParametersResult(successful=True)
+
+
+def _plain(value: Any) -> Any:
+    """Arrays come as array.array or as a list."""
+    return list(value) if not isinstance(value, bool | int | float | str) else value
+
+
+def _size(values: list[int]) -> tuple[int, int] | None:
+    return (values[0], values[1]) if any(values) else None

@@ -1,0 +1,216 @@
+"""The queue between callbacks and worker: which frame is next, and that every RGB frame is counted exactly once."""
+
+import threading
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from md_perception.results import Mode
+from md_perception.ros.intake import Counters, Intake, Job
+from md_perception.sensing.health import HealthSettings, ModeSelector
+from md_perception.sensing.pairing import NearestPairing, PairingSettings, StampedMessage
+
+MS = 1_000_000
+
+
+class Clock:
+    """A steady clock that the test moves."""
+
+    def __init__(self) -> None:
+        self.now_ns = 1_000 * MS
+
+    def __call__(self) -> int:
+        return self.now_ns
+
+    def frame(self, stamp_ms: float) -> StampedMessage:
+        return StampedMessage(f"message of {stamp_ms} ms", round(stamp_ms * MS), self.now_ns)
+
+
+FUSED_ALONE = (Mode.FUSED,)
+BOTH = (Mode.FUSED, Mode.VISIBLE_ONLY)
+
+
+def make(clock: Clock, students: tuple[Mode, ...] = FUSED_ALONE, depth: int = 4) -> Intake:
+    selector = ModeSelector(students, HealthSettings(timeout_s=1.0, recovery_pairs=3))
+    return Intake(NearestPairing(PairingSettings(max_wait_ns=150 * MS)), selector, depth=depth, clock_ns=clock)
+
+
+def feed_pairs(intake: Intake, clock: Clock, stamps_ms: range) -> None:
+    """Add pairs with equal stamps, each `stamps_ms.step` after the last."""
+    for stamp in stamps_ms:
+        clock.now_ns += stamps_ms.step * MS
+        intake.add_thermal(clock.frame(stamp))
+        intake.add_rgb(clock.frame(stamp))
+
+
+def assert_balanced(counters: Counters) -> None:
+    ended = counters.processed + counters.dropped + counters.unpaired + counters.rejected
+    assert counters.received == ended + counters.waiting
+
+
+def test_a_worker_that_keeps_up_gets_every_frame_in_order() -> None:
+    clock = Clock()
+    intake = make(clock)
+    feed_pairs(intake, clock, range(0, 120, 40))  # three pairs wait, 40 ms apart
+    stamps = []
+    for _ in range(3):
+        item = intake.take(wait=False)
+        assert item is not None
+        assert item.thermal is not None
+        stamps.append(item.rgb.stamp_ns // MS)
+        clock.now_ns += 10 * MS  # a cycle of 10 ms is less than the period of 40 ms
+        intake.processed()
+    assert stamps == [0, 40, 80]
+    assert intake.counters() == Counters(received=3, processed=3, paired=3, thermal_received=3)
+
+
+def test_a_slow_worker_gets_the_newest_frame_and_the_others_are_dropped() -> None:
+    clock = Clock()
+    intake = make(clock)
+    feed_pairs(intake, clock, range(0, 80, 40))
+    first = intake.take(wait=False)
+    assert first is not None
+    assert first.rgb.stamp_ns == 0
+    feed_pairs(intake, clock, range(80, 200, 40))  # three more come in 120 ms, while it works
+    intake.processed()
+    second = intake.take(wait=False)
+    assert second is not None
+    assert second.rgb.stamp_ns == 160 * MS
+    counters = intake.counters()
+    assert (counters.dropped, counters.processed, counters.waiting) == (3, 1, 1)
+    assert_balanced(counters)
+
+
+def test_the_queue_is_bounded_while_the_worker_is_stuck() -> None:
+    clock = Clock()
+    intake = make(clock, depth=2)
+    feed_pairs(intake, clock, range(0, 400, 40))
+    counters = intake.counters()
+    assert (counters.received, counters.waiting, counters.dropped) == (10, 2, 8)
+
+
+def test_without_a_visible_only_student_a_frame_without_partner_is_unpaired() -> None:
+    clock = Clock()
+    intake = make(clock)
+    intake.add_rgb(clock.frame(0))
+    assert intake.take(wait=False) is None  # it still waits for thermal
+    assert intake.counters().waiting == 1
+    clock.now_ns += 151 * MS
+    assert intake.take(wait=False) is None
+    assert intake.counters() == Counters(received=1, unpaired=1)
+    assert intake.mode() is Mode.STALE
+
+
+def test_the_visible_only_student_takes_over_after_the_timeout_and_hands_back_after_three_pairs() -> None:
+    clock = Clock()
+    intake = make(clock, BOTH)
+    feed_pairs(intake, clock, range(0, 40, 40))
+    jobs: list[Job] = []
+
+    def work() -> None:
+        while (job := intake.take(wait=False)) is not None:
+            jobs.append(job)
+            intake.processed()
+
+    work()
+    assert intake.mode() is Mode.FUSED
+    for stamp in range(100, 1500, 100):  # thermal is silent for 1.4 s
+        clock.now_ns += 100 * MS
+        intake.add_rgb(clock.frame(stamp))
+        work()
+    assert intake.mode() is Mode.VISIBLE_ONLY
+    clock.now_ns += 151 * MS
+    work()
+    counters = intake.counters()
+    alone = [job.rgb.stamp_ns // MS for job in jobs if job.thermal is None]
+    # Each is decided 200 ms after it came, at the second frame after it, and FUSED holds for 1 s after the pair at 0.
+    # The last two are decided together, and a worker that was away for more than a period takes the newer.
+    assert alone == [900, 1000, 1100, 1200, 1400]
+    assert (counters.unpaired, counters.processed, counters.dropped) == (8, 6, 1)
+    jobs.clear()
+    for stamp in range(2000, 2160, 40):
+        feed_pairs(intake, clock, range(stamp, stamp + 40, 40))
+        work()
+    assert [job.thermal is None for job in jobs] == [True, True, False, False]
+    assert_balanced(intake.counters())
+
+
+def test_closing_counts_what_waits_as_dropped_and_ends_take() -> None:
+    clock = Clock()
+    intake = make(clock)
+    feed_pairs(intake, clock, range(0, 80, 40))
+    clock.now_ns += 100 * MS
+    intake.add_rgb(clock.frame(200))  # undecided
+    intake.close()
+    assert intake.take() is None
+    intake.add_rgb(clock.frame(240))  # a callback that was still under way
+    counters = intake.counters()
+    assert (counters.received, counters.dropped, counters.waiting) == (3, 3, 0)
+
+
+def test_take_wakes_up_for_the_deadline_of_a_frame_and_for_close() -> None:
+    pairing = NearestPairing[StampedMessage](PairingSettings(max_wait_ns=30 * MS))
+    intake = Intake(pairing, ModeSelector((Mode.VISIBLE_ONLY,)), depth=4)
+    got: list[Job | None] = []
+
+    def worker() -> None:
+        got.append(intake.take())
+        intake.processed()
+        got.append(intake.take())
+
+    thread = threading.Thread(target=worker)
+    start = time.monotonic()
+    thread.start()
+    time.sleep(0.01)  # most likely it sleeps by now, without a deadline
+    intake.add_rgb(StampedMessage(None, 0, time.monotonic_ns()))
+    while intake.counters().processed == 0 and time.monotonic() - start < 5:
+        time.sleep(0.001)
+    intake.close()
+    thread.join(5)
+    assert got[0] is not None
+    assert got[0].waited_ns >= 30 * MS
+    assert got[1] is None
+    assert time.monotonic() - start < 2
+
+
+def test_ending_a_frame_that_nobody_took_is_an_error() -> None:
+    with pytest.raises(RuntimeError, match="no frame is in work"):
+        make(Clock()).processed()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    events=st.lists(
+        st.tuples(st.sampled_from(["rgb", "thermal", "take", "wait"]), st.integers(0, 1500)), min_size=1, max_size=80
+    ),
+    students=st.sampled_from([FUSED_ALONE, BOTH]),
+    depth=st.integers(1, 4),
+)
+def test_every_frame_is_counted_exactly_once(
+    events: list[tuple[str, int]], students: tuple[Mode, ...], depth: int
+) -> None:
+    clock = Clock()
+    intake = make(clock, students, depth)
+    received = 0
+    for what, number in events:
+        if what == "rgb":
+            intake.add_rgb(clock.frame(number))
+            received += 1
+        elif what == "thermal":
+            intake.add_thermal(clock.frame(number))
+        elif what == "wait":
+            clock.now_ns += number * MS
+        elif intake.take(wait=False) is not None:
+            clock.now_ns += number // 10 * MS
+            if number % 3 == 0:
+                intake.rejected()
+            else:
+                intake.processed()
+        counters = intake.counters()
+        assert counters.received == received
+        assert_balanced(counters)
+    intake.close()
+    assert intake.counters().waiting == 0
+    assert_balanced(intake.counters())
