@@ -1,0 +1,1 @@
+"""Making and reading rosbag2 files without ROS, on the rosbags library."""
