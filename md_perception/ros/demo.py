@@ -30,6 +30,7 @@ from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.serialization import deserialize_message
 from rclpy.signals import SignalHandlerOptions
+from rclpy.task import Future
 
 from md_perception.bags.make import BagOptions, make_from_pictures
 from md_perception.bags.read import Bag
@@ -210,12 +211,14 @@ class Graph:
         self._executor.add_node(self.node)
         self._get_state = self.node.create_client(GetState, "/md_perception/get_state")
         self._change_state = self.node.create_client(ChangeState, "/md_perception/change_state")
+        # Executor.shutdown from another thread destroys what the spinning thread waits for; a future ends it cleanly.
+        self._finish: Future = Future()
         self._thread = threading.Thread(target=self._spin, name="demo executor", daemon=True)
         self._thread.start()
 
     def _spin(self) -> None:
         with contextlib.suppress(ExternalShutdownException):
-            self._executor.spin()
+            self._executor.spin_until_future_complete(self._finish)
 
     def node_state(self) -> int | None:
         """Return the lifecycle state of the perception node, None while it does not answer."""
@@ -252,8 +255,9 @@ class Graph:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._executor.shutdown()
+        self._finish.set_result(None)
         self._thread.join(5.0)
+        self._executor.shutdown()
         self.node.destroy_node()
         rclpy.try_shutdown()
 
