@@ -1,0 +1,58 @@
+"""The one sample type of every data set, and the same sample at the network's size."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from md_perception.results import Float32Array, Int64Array, UInt8Image
+from md_training.losses import IGNORED_PIXEL
+from md_training.preprocess import FILL, boxes_to_network, letterbox_rgb
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A pair of images with its truth.
+
+    rgb: uint8 (H, W, 3). thermal: uint8 (h, w), the 8-bit image of training at the sensor's own resolution.
+    rgb_to_thermal: float32 (3, 3), from RGB to thermal pixel coordinates (centres at integers).
+    boxes: float32 (G, 4), xyxy, RGB px. labels: int64 (G,), ids of labels.DETECTION. ignored: bool (G,), too small or
+    too hidden to be asked for: neither object nor background. mask: uint8 (H, W), ids of labels.SEGMENTATION, or 255.
+    night: taken in the dark. name: says where it comes from.
+    """
+
+    rgb: UInt8Image
+    thermal: UInt8Image
+    rgb_to_thermal: Float32Array
+    boxes: Float32Array
+    labels: Int64Array
+    ignored: np.ndarray
+    mask: UInt8Image
+    night: bool
+    name: str
+
+
+def at_network_size(sample: Sample, input_size: tuple[int, int]) -> Sample:
+    """Return the sample with RGB, mask and boxes letterboxed to the network; thermal keeps the sensor's resolution.
+
+    input_size: (width, height) px. RGB is rounded to uint8, padding is FILL in RGB and IGNORED_PIXEL in the mask.
+    """
+    height, width = sample.mask.shape
+    image, seen, box = letterbox_rgb(torch.from_numpy(sample.rgb)[None], input_size)
+    rgb = torch.where(seen.bool(), image[0], torch.tensor(FILL, dtype=torch.float32)[:, None, None])
+    scale, left, top = float(box.scale), float(box.offset_x), float(box.offset_y)
+    columns = np.floor((np.arange(input_size[0]) + 0.5 - left) / scale).astype(int)
+    rows = np.floor((np.arange(input_size[1]) + 0.5 - top) / scale).astype(int)
+    mask = sample.mask[rows.clip(0, height - 1)][:, columns.clip(0, width - 1)]
+    mask = np.where(seen.bool().numpy(), mask, IGNORED_PIXEL).astype(np.uint8)
+    # Pixel centres at integers: x_camera = (x_network + 0.5 - left) / scale - 0.5.
+    to_camera = np.array(
+        [[1 / scale, 0, (0.5 - left) / scale - 0.5], [0, 1 / scale, (0.5 - top) / scale - 0.5], [0, 0, 1]]
+    )
+    return replace(
+        sample,
+        rgb=rgb.round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy(),
+        rgb_to_thermal=(sample.rgb_to_thermal.astype(np.float64) @ to_camera).astype(np.float32),
+        boxes=boxes_to_network(torch.from_numpy(sample.boxes), box).numpy(),
+        mask=mask,
+    )

@@ -1,0 +1,336 @@
+"""Export of a student to the one ONNX file that the node runs, checked against torch before it is written.
+
+The graph takes raw camera images and gives final results in camera pixels (md_perception.inference runs it):
+inputs `rgb` uint8 [1, H, W, 3], `thermal` uint8 [1, h, w], `rgb_to_thermal` float32 [1, 3, 3]; outputs `boxes`
+float32 [N, 4], `scores` float32 [N], `labels` int64 [N], `mask` and `confidence` uint8 [1, H, W]. What a student does
+not use or does not do is absent. All image sizes are dynamic.
+"""
+
+import copy
+import hashlib
+import logging
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from onnx import helper, numpy_helper
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+import md_perception
+from md_perception.inference.manifest import Manifest
+from md_perception.labels import DETECTION, SEGMENTATION
+from md_training.checkpoint import Checkpoint
+from md_training.data.sample import Sample
+from md_training.data.synthetic import evaluation_seeds, render
+from md_training.models.networks import Student
+from md_training.postprocess import DetectionLimits, detect, segment
+from md_training.preprocess import network_input
+
+log = logging.getLogger(__name__)
+
+OPSET = 20
+"""GridSample's present form; ONNX Runtime 1.18 and later run it."""
+RAW_HEADS = ("raw_classes", "raw_deltas", "raw_segmentation")
+RAW_TOLERANCE = 1e-3
+"""Largest difference of a raw head between torch and ONNX Runtime."""
+BOX_TOLERANCE_PX = 0.05
+SCORE_TOLERANCE = 1e-3
+MASK_TOLERANCE = 1e-4
+"""Share of mask pixels that may differ (ties between two classes)."""
+
+
+class ExportError(RuntimeError):
+    """Torch and ONNX Runtime disagree on what the exported graph computes; nothing was written."""
+
+
+class StudentGraph(nn.Module):
+    """The network between its pre- and postprocessing. raw_heads: give the raw heads as further outputs."""
+
+    def __init__(self, network: Student, limits: DetectionLimits, *, raw_heads: bool) -> None:
+        super().__init__()
+        self.network, self.limits, self.raw_heads = network, limits, raw_heads
+
+    def forward(
+        self, rgb: Tensor, thermal: Tensor | None = None, rgb_to_thermal: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        """Return the tensors that `output_names` names; arguments are the graph's inputs (see the module)."""
+        size = self.network.settings.input_size
+        image, box = network_input(rgb, thermal, rgb_to_thermal, size)
+        outputs = self.network(image)
+        results: tuple[Tensor, ...] = ()
+        raw: tuple[Tensor, ...] = ()
+        if outputs.detection is not None:
+            results += detect(outputs.detection, self.network.anchors, box, self.limits)
+            raw += (outputs.detection.classes, outputs.detection.deltas)
+        if outputs.segmentation is not None:
+            results += segment(outputs.segmentation, rgb.shape[1], rgb.shape[2], box, size)
+            raw += (outputs.segmentation.main,)
+        return results + raw if self.raw_heads else results
+
+    def output_names(self) -> list[str]:
+        names: list[str] = []
+        raw: list[str] = []
+        if self.network.detector is not None:
+            names += ["boxes", "scores", "labels"]
+            raw += RAW_HEADS[:2]
+        if self.network.segmenter is not None:
+            names += ["mask", "confidence"]
+            raw += RAW_HEADS[2:]
+        return names + raw if self.raw_heads else names
+
+
+def export(
+    checkpoint: Checkpoint,
+    path: Path,
+    *,
+    name: str = "",
+    compress_weights: bool = False,
+    score_threshold: float = 0.05,
+    samples: Sequence[Sample] | None = None,
+) -> Manifest:
+    """Write a checkpoint as an ONNX file and return the manifest inside it.
+
+    name: in the manifest; by default the run's. compress_weights: int8 weights per output channel, dequantised in the
+    graph. samples: what the file is checked on, by default a few held-out scenes.
+    Raises ExportError, and writes nothing, where torch and ONNX Runtime disagree beyond the tolerances above.
+    """
+    run = checkpoint.run
+    reference = copy.deepcopy(checkpoint.network).cpu().eval()
+    if reference.segmenter is not None:
+        reference.segmenter.auxiliary = None  # a head of training
+    folded = fold_batch_norm(copy.deepcopy(reference))
+    limits = DetectionLimits(score_threshold=score_threshold)
+    model = to_onnx(StudentGraph(folded, limits, raw_heads=True), run.data.camera_size, run.data.thermal_size)
+    if compress_weights:
+        compress(model, folded)
+        quantise(folded)
+        reference = folded  # what the int8 weights stand for is what the file has to compute
+    if samples is None:
+        samples = list(render(evaluation_seeds(4), run.data))
+    check(model, StudentGraph(reference, limits, raw_heads=True), samples)
+    drop_outputs(model, RAW_HEADS)
+
+    manifest = Manifest(
+        name=name or run.name,
+        role="student",
+        tasks=run.network.tasks,
+        detection_classes=DETECTION.classes if "detection" in run.network.tasks else (),
+        segmentation_classes=SEGMENTATION.classes if "segmentation" in run.network.tasks else (),
+        inputs=run.network.inputs,
+        thermal=run.data.contract if "thermal" in run.network.inputs else None,
+        input_size=run.network.input_size,
+        camera_size=run.data.camera_size,
+        precision="fp32",
+        weights_storage="int8" if compress_weights else "fp32",
+        score_threshold=score_threshold,
+        run_id=checkpoint.run_id,
+        training_data=run.data.description(),
+        seen_real_images=False,
+        metrics=checkpoint.metrics,
+        git_revision=checkpoint.git_revision,
+        created=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
+        weights_sha256=weights_sha256(model),
+    )
+    for key, value in manifest.to_metadata().items():
+        entry = model.metadata_props.add()
+        entry.key, entry.value = key, value
+    onnx.checker.check_model(model)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_bytes(model.SerializeToString())
+    os.replace(part, path)
+    log.info("%s: %.1f MB, %s", path, path.stat().st_size / 1e6, manifest.summary())
+    return manifest
+
+
+def to_onnx(graph: StudentGraph, camera_size: tuple[int, int], thermal_size: tuple[int, int]) -> onnx.ModelProto:
+    """Trace the graph with dynamic image sizes. Sizes: (width, height) px of the images it is traced with."""
+    inputs: dict[str, Tensor] = {"rgb": torch.zeros(1, camera_size[1], camera_size[0], 3, dtype=torch.uint8)}
+    dynamic: dict[str, dict[int, torch.export.Dim]] = {"rgb": {1: torch.export.Dim("H"), 2: torch.export.Dim("W")}}
+    if "thermal" in graph.network.settings.inputs:
+        inputs["thermal"] = torch.zeros(1, thermal_size[1], thermal_size[0], dtype=torch.uint8)
+        inputs["rgb_to_thermal"] = torch.eye(3)[None]
+        dynamic |= {"thermal": {1: torch.export.Dim("h"), 2: torch.export.Dim("w")}, "rgb_to_thermal": {}}
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # the exporter's remarks on its own internals
+        program = torch.onnx.export(
+            graph.eval(),
+            (),
+            kwargs=inputs,
+            dynamo=True,
+            dynamic_shapes=dynamic,
+            output_names=graph.output_names(),
+            opset_version=OPSET,
+            verbose=False,
+        )
+    assert program is not None
+    model = program.model_proto
+    model.producer_name, model.producer_version = "md_training", md_perception.__version__
+    del model.metadata_props[:]
+    _strip_traces(model.graph)
+    return model
+
+
+def fold_batch_norm(network: Student) -> Student:
+    """Fold every BatchNorm into the convolution that is registered directly before it; works in place."""
+    for module in list(network.modules()):
+        previous: tuple[str, nn.Module] | None = None
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.BatchNorm2d):
+                assert previous is not None
+                assert isinstance(previous[1], nn.Conv2d)
+                setattr(module, previous[0], fuse_conv_bn_eval(previous[1], child))
+                setattr(module, name, nn.Identity())
+            previous = (name, child)
+    return network
+
+
+def int8_weights(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Return int8 (O, ...) and float32 (O,) scales: symmetric, one scale per output channel."""
+    scale = weight.abs().flatten(1).amax(dim=1).clamp(min=1e-12) / 127
+    shape = (-1,) + (1,) * (weight.ndim - 1)
+    return torch.round(weight / scale.view(shape)).clamp(-127, 127).to(torch.int8), scale
+
+
+@torch.no_grad()
+def quantise(network: nn.Module) -> None:
+    """Replace every convolution's weights by what its int8 weights stand for, in place."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            values, scale = int8_weights(module.weight)
+            module.weight.copy_(values.float() * scale.view(-1, 1, 1, 1))
+
+
+def compress(model: onnx.ModelProto, network: nn.Module) -> None:
+    """Store the convolution weights of a model as int8 with a DequantizeLinear each, in place.
+
+    network: what the model was made of. Raises ExportError where the model does not hold all its convolutions.
+    """
+    convolutions = sum(isinstance(module, nn.Conv2d) for module in network.modules())
+    weights = {node.input[1] for node in model.graph.node if node.op_type == "Conv"}
+    nodes, found = [], 0
+    for index, initialiser in enumerate(model.graph.initializer):
+        if initialiser.name not in weights:
+            continue
+        found += 1
+        name = initialiser.name
+        values, scale = int8_weights(torch.from_numpy(numpy_helper.to_array(initialiser).copy()))
+        model.graph.initializer[index].CopyFrom(numpy_helper.from_array(values.numpy(), f"{name}.int8"))
+        model.graph.initializer.append(numpy_helper.from_array(scale.numpy(), f"{name}.scale"))
+        nodes.append(helper.make_node("DequantizeLinear", [f"{name}.int8", f"{name}.scale"], [name], axis=0))
+    if found != convolutions:
+        raise ExportError(f"the graph has {found} convolution weights, the network {convolutions}: not compressible")
+    rest = list(model.graph.node)
+    del model.graph.node[:]
+    model.graph.node.extend([*nodes, *rest])
+
+
+def session(model: onnx.ModelProto, threads: int = 0) -> onnxruntime.InferenceSession:
+    """Return a CPU session of a model in memory, its weights dequantised at load."""
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    options.intra_op_num_threads = threads
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Largest differences between torch and ONNX Runtime over all checked samples."""
+
+    raw: float
+    box_px: float
+    score: float
+    mask_share: float
+    detections: int
+
+
+@torch.no_grad()
+def check(model: onnx.ModelProto, graph: StudentGraph, samples: Sequence[Sample]) -> Agreement:
+    """Run both on the samples and compare; raise ExportError where they differ beyond the tolerances."""
+    runner = session(model)
+    names = graph.output_names()
+    raw = box_px = score = mask_share = 0.0
+    detections = 0
+    for sample in samples:
+        inputs: dict[str, np.ndarray] = {"rgb": sample.rgb[None]}
+        if "thermal" in graph.network.settings.inputs:
+            inputs |= {"thermal": sample.thermal[None], "rgb_to_thermal": sample.rgb_to_thermal[None]}
+        expected = dict(
+            zip(names, graph(**{key: torch.from_numpy(value) for key, value in inputs.items()}), strict=True)
+        )
+        found = dict(zip(names, runner.run(names, inputs), strict=True))
+        for head in RAW_HEADS:
+            if head in expected:
+                raw = max(raw, float(np.abs(found[head] - expected[head].numpy()).max()))
+        if "mask" in expected:
+            mask_share = max(mask_share, float((found["mask"] != expected["mask"].numpy()).mean()))
+        if "boxes" in expected:
+            truth = {key: expected[key].numpy() for key in ("boxes", "scores", "labels")}
+            for one, other in ((truth, found), (found, truth)):
+                box, points = unmatched(one, other, graph.limits.score_threshold)
+                box_px, score = max(box_px, box), max(score, points)
+            detections += len(truth["scores"])
+    agreement = Agreement(raw, box_px, score, mask_share, detections)
+    log.info("torch and ONNX Runtime on %d samples: %s", len(samples), agreement)
+    for what, value, limit in (
+        ("raw heads", raw, RAW_TOLERANCE),
+        ("boxes (px)", box_px, BOX_TOLERANCE_PX),
+        ("scores", score, SCORE_TOLERANCE),
+        ("share of mask pixels", mask_share, MASK_TOLERANCE),
+    ):
+        if not value <= limit:
+            raise ExportError(
+                f"torch and ONNX Runtime differ in {what} by {value:.4g} (at most {limit:g}); nothing was written"
+            )
+    return agreement
+
+
+def unmatched(one: dict[str, np.ndarray], other: dict[str, np.ndarray], threshold: float) -> tuple[float, float]:
+    """Return the largest box (px) and score difference between each detection of one and its nearest of the other.
+
+    Detections within SCORE_TOLERANCE of the threshold may be on either side of it and are left out.
+    """
+    box_px = score = 0.0
+    for box, points, label in zip(one["boxes"], one["scores"], one["labels"], strict=True):
+        if points < threshold + SCORE_TOLERANCE:
+            continue
+        same = other["labels"] == label
+        if not same.any():
+            return float("inf"), float("inf")
+        distance = np.abs(other["boxes"][same] - box).max(axis=1)
+        best = int(distance.argmin())
+        box_px = max(box_px, float(distance[best]))
+        score = max(score, float(abs(other["scores"][same][best] - points)))
+    return box_px, score
+
+
+def drop_outputs(model: onnx.ModelProto, names: Sequence[str]) -> None:
+    """Take outputs off a model, in place; what computes them stays where something else needs it."""
+    kept = [output for output in model.graph.output if output.name not in names]
+    del model.graph.output[:]
+    model.graph.output.extend(kept)
+
+
+def weights_sha256(model: onnx.ModelProto) -> str:
+    """Return the hash of all stored constants, in order of their names."""
+    digest = hashlib.sha256()
+    for initialiser in sorted(model.graph.initializer, key=lambda item: item.name):
+        digest.update(initialiser.name.encode())
+        digest.update(numpy_helper.to_array(initialiser).tobytes())
+    return digest.hexdigest()
+
+
+def _strip_traces(graph: onnx.GraphProto) -> None:
+    """Remove the exporter's notes (stack traces with paths of the exporting machine) from nodes and values."""
+    for item in (*graph.node, *graph.value_info, *graph.input, *graph.output):
+        del item.metadata_props[:]
+        item.doc_string = ""
+    del graph.metadata_props[:]

@@ -1,0 +1,121 @@
+"""Task losses, in fp32 whatever the network ran in; every term goes by name into the log."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.ops import box_area
+
+from md_training.assignment import BACKGROUND, IGNORED, mutual_guidance
+from md_training.models.networks import Outputs, Student
+from md_training.models.retinanet import DetectionLogits, encode_boxes
+
+FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 1.0
+"""Gamma is 1 in Mutual Guidance's code, not RetinaNet's 2."""
+AUXILIARY_WEIGHT = 0.4
+IGNORE_COVERAGE = 0.5
+"""An anchor that lies this much inside an ignored box is no background."""
+IGNORED_PIXEL = 255
+
+
+class LossError(RuntimeError):
+    """A loss term is not finite; the text holds all terms."""
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Truth of one batch in network pixels.
+
+    boxes: per image float32 (G, 4), xyxy. labels: per image int64 (G,). ignored: per image float32 (I, 4), regions
+    whose anchors are neither object nor background. mask: int64 (B, H, W), class ids; IGNORED_PIXEL is left out.
+    """
+
+    boxes: tuple[Tensor, ...]
+    labels: tuple[Tensor, ...]
+    ignored: tuple[Tensor, ...]
+    mask: Tensor
+
+
+def task_losses(
+    network: Student, outputs: Outputs, targets: Targets, class_weights: Tensor | None
+) -> dict[str, Tensor]:
+    """Return the terms of the network's tasks, each a 0-d fp32 tensor, to be summed."""
+    losses: dict[str, Tensor] = {}
+    if outputs.detection is not None:
+        losses |= detection_losses(outputs.detection, network.anchors, targets)
+    if outputs.segmentation is not None:
+        losses["segmentation"] = segmentation_loss(outputs.segmentation.main, targets.mask, class_weights)
+        if outputs.segmentation.auxiliary is not None:
+            auxiliary = segmentation_loss(outputs.segmentation.auxiliary, targets.mask, class_weights)
+            losses["segmentation_auxiliary"] = AUXILIARY_WEIGHT * auxiliary
+    return losses
+
+
+def total(losses: dict[str, Tensor]) -> Tensor:
+    """Return the sum of the terms; raise LossError with all of them where it is not finite."""
+    result = torch.stack(list(losses.values())).sum()
+    if not math.isfinite(float(result.detach())):
+        terms = ", ".join(f"{name}={float(value.detach()):.4g}" for name, value in losses.items())
+        raise LossError(f"the loss is not finite ({terms}): lower the learning rate or look at the data of this step")
+    return result
+
+
+def detection_losses(logits: DetectionLogits, anchors: Tensor, targets: Targets) -> dict[str, Tensor]:
+    """Return focal and box loss of a batch, each over the number of its positive anchors in the batch."""
+    class_logits, deltas = logits.classes.float(), logits.deltas.float()
+    class_targets = torch.zeros_like(class_logits)
+    trained = torch.ones(class_logits.shape[:2], dtype=torch.bool, device=anchors.device)
+    class_positives, predicted, wanted = 0, [], []
+    for index, (boxes, labels, ignored) in enumerate(zip(targets.boxes, targets.labels, targets.ignored, strict=True)):
+        assignment = mutual_guidance(anchors, boxes, labels, class_logits[index], deltas[index])
+        positive = assignment.classes >= 0
+        class_targets[index, positive, labels[assignment.classes[positive]]] = 1
+        class_positives += int(positive.sum())
+        trained[index] = assignment.classes != IGNORED
+        if len(ignored):
+            trained[index] &= ~((assignment.classes == BACKGROUND) & _covered(anchors, ignored))
+        chosen = assignment.boxes >= 0
+        predicted.append(deltas[index, chosen])
+        wanted.append(encode_boxes(boxes[assignment.boxes[chosen]], anchors[chosen]))
+    box_positives = sum(len(boxes) for boxes in wanted)
+    focal = focal_loss(class_logits, class_targets) * trained[..., None]
+    boxes_loss = balanced_l1(torch.cat(predicted) - torch.cat(wanted))
+    return {
+        "classes": focal.sum() / max(class_positives, 1),
+        "boxes": boxes_loss.sum() / (4 * max(box_positives, 1)),
+    }
+
+
+def focal_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the focal loss of every sigmoid, shape of the inputs; targets are 0 or 1."""
+    entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    missed = torch.where(targets > 0, 1 - logits.sigmoid(), logits.sigmoid())
+    weight = torch.where(targets > 0, FOCAL_ALPHA, 1 - FOCAL_ALPHA)
+    return weight * missed**FOCAL_GAMMA * entropy
+
+
+def balanced_l1(error: Tensor, alpha: float = 0.5, gamma: float = 1.5, beta: float = 0.11) -> Tensor:
+    """Return the balanced L1 loss of every element (Pang et al., Libra R-CNN, CVPR 2019); continuous at |x| = beta."""
+    b = math.exp(gamma / alpha) - 1
+    size = error.abs()
+    near = alpha / b * (b * size + 1) * torch.log(b * size / beta + 1) - alpha * size
+    return torch.where(size < beta, near, gamma * size + gamma / b - alpha * beta)
+
+
+def segmentation_loss(logits: Tensor, mask: Tensor, class_weights: Tensor | None) -> Tensor:
+    """Return the cross-entropy over all classes, 0 included, at the mask's size.
+
+    logits: (B, K, h, w). mask: int64 (B, H, W). class_weights: float32 (K,) or None.
+    """
+    logits = F.interpolate(logits.float(), mask.shape[-2:], mode="bilinear", align_corners=False)
+    return F.cross_entropy(logits, mask, weight=class_weights, ignore_index=IGNORED_PIXEL)
+
+
+def _covered(anchors: Tensor, regions: Tensor) -> Tensor:
+    """Return bool (N,): the anchor lies to IGNORE_COVERAGE of its own area inside one of the regions."""
+    low = torch.maximum(anchors[:, None, :2], regions[None, :, :2])
+    high = torch.minimum(anchors[:, None, 2:], regions[None, :, 2:])
+    shared = (high - low).clamp(min=0).prod(dim=-1)  # N, I
+    return (shared / box_area(anchors)[:, None] >= IGNORE_COVERAGE).any(dim=1)

@@ -1,0 +1,97 @@
+"""ResNet-18 with a stem for RGB, or for RGB and thermal stacked to six channels (the paper's one-stream student)."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import ResNet18_Weights, resnet18
+from torchvision.models.resnet import ResNet
+
+log = logging.getLogger(__name__)
+
+CHANNELS = {"c2": 64, "c3": 128, "c4": 256, "c5": 512}
+"""Channels of each feature map."""
+STRIDES = {"c2": 4, "c3": 8, "c4": 16, "c5": 32}
+"""Pixels of the network's input per cell of each feature map."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """Feature maps of one batch, float (B, C, H / stride, W / stride) with the CHANNELS and STRIDES of their names."""
+
+    c2: Tensor
+    c3: Tensor
+    c4: Tensor
+    c5: Tensor
+
+
+class Backbone(nn.Module):
+    """ResNet-18 without its classifier. input_channels: 3 for one camera, 6 for RGB beside thermal in three copies."""
+
+    def __init__(self, input_channels: int) -> None:
+        super().__init__()
+        resnet = resnet18()
+        resnet.conv1 = widen_stem(resnet.conv1, input_channels)
+        self.stem = nn.Sequential()
+        for name in ("conv1", "bn1", "relu", "maxpool"):
+            self.stem.add_module(name, getattr(resnet, name))
+        self.layer1, self.layer2 = resnet.layer1, resnet.layer2
+        self.layer3, self.layer4 = resnet.layer3, resnet.layer4
+
+    def forward(self, image: Tensor) -> Features:
+        """image: float (B, input_channels, H, W), normalised; H and W multiples of 32."""
+        c2 = self.layer1(self.stem(image))
+        c3 = self.layer2(c2)
+        c4 = self.layer3(c3)
+        return Features(c2, c3, c4, self.layer4(c4))
+
+    def load_imagenet(self, resnet: ResNet) -> None:
+        """Copy the weights of a classifier; its stem is repeated over this one's channels."""
+        conv = self.stem.get_submodule("conv1")
+        assert isinstance(conv, nn.Conv2d)
+        conv.load_state_dict(widen_stem(resnet.conv1, conv.in_channels).state_dict())
+        self.stem.get_submodule("bn1").load_state_dict(resnet.bn1.state_dict())
+        for name in ("layer1", "layer2", "layer3", "layer4"):
+            self.get_submodule(name).load_state_dict(resnet.get_submodule(name).state_dict())
+
+
+def widen_stem(conv: nn.Conv2d, input_channels: int) -> nn.Conv2d:
+    """Return a first convolution for more channels that gives the same output when the input is repeated.
+
+    The paper's stem: six input channels, the ImageNet weights duplicated and halved, so that
+    widened(cat([x, x])) == conv(x).
+    """
+    if input_channels % conv.in_channels:
+        raise ValueError(f"{input_channels} input channels are no multiple of the stem's {conv.in_channels}")
+    copies = input_channels // conv.in_channels
+    wide = nn.Conv2d(input_channels, conv.out_channels, 7, stride=2, padding=3, bias=False)
+    with torch.no_grad():
+        wide.weight.copy_(conv.weight.repeat(1, copies, 1, 1) / copies)
+    return wide
+
+
+def initialise(backbone: Backbone, weights: str) -> None:
+    """Give the backbone its first weights.
+
+    weights: `none` (training from scratch, and the log says so), `imagenet` (torchvision downloads its IMAGENET1K_V1
+    into its own cache), or the path of a file with torchvision's ResNet-18 state dict.
+    Raises ValueError where the file is not one.
+    """
+    if weights == "none":
+        log.warning("the backbone starts from random weights: training from scratch")
+        return
+    if weights == "imagenet":
+        backbone.load_imagenet(resnet18(weights=ResNet18_Weights.IMAGENET1K_V1))
+        log.info("the backbone starts from torchvision's IMAGENET1K_V1")
+        return
+    resnet = resnet18()
+    try:
+        resnet.load_state_dict(torch.load(Path(weights), map_location="cpu", weights_only=True))
+    except FileNotFoundError:
+        raise ValueError(f"backbone weights {weights}: there is no such file; use none, imagenet or a path") from None
+    except Exception as error:
+        raise ValueError(f"backbone weights {weights} are not torchvision's ResNet-18 state dict: {error}") from error
+    backbone.load_imagenet(resnet)
+    log.info("the backbone starts from %s", weights)

@@ -1,0 +1,140 @@
+"""Runs by name: everything that decides what a training does, in one frozen dataclass that is printed and saved."""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+import tyro
+from pydantic import TypeAdapter, ValidationError
+
+from md_training.data.augment import Augmentation
+from md_training.data.synthetic import SceneData
+from md_training.models.networks import NetworkSettings
+from md_training.models.pspnet import PSPNetSettings
+from md_training.models.retinanet import RetinaNetSettings
+
+
+@dataclass(frozen=True)
+class Optimisation:
+    """Linear warm-up, then half a cosine to (almost) 0. The defaults are the paper's recipe for detection."""
+
+    steps: int = 3500
+    """Optimiser steps."""
+    batch_size: int = 16
+    """Images per step."""
+    optimiser: Literal["sgd", "adamw"] = "sgd"
+    """`sgd` has momentum 0.9, the paper's."""
+    learning_rate: float = 1e-2
+    """At the end of the warm-up."""
+    warmup_steps: int = 500
+    """Steps of the linear rise."""
+    weight_decay: float = 5e-4
+    """Of weights; biases and normalisation do not decay."""
+    class_weights: Literal["none", "sqrt_inverse"] = "none"
+    """Of the segmentation loss: `sqrt_inverse` weights a class by 1 / sqrt(its share of pixels)."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """`auto` is bf16 autocast where the processor computes it natively, else fp32; losses are always fp32."""
+    clip_norm: float = 0.0
+    """Largest norm of the gradient; 0 is off."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.batch_size < 2:
+            raise ValueError(f"{self.steps} steps of {self.batch_size} images: at least 1 step of 2 (BatchNorm)")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run."""
+
+    name: str
+    """What the run and, by default, the exported student are called."""
+    network: NetworkSettings
+    """What is trained."""
+    data: Annotated[SceneData, tyro.conf.arg(name="")] = field(default_factory=SceneData)
+    augmentation: Annotated[Augmentation, tyro.conf.arg(name="")] = field(default_factory=Augmentation)
+    optimisation: Annotated[Optimisation, tyro.conf.arg(name="")] = field(default_factory=Optimisation)
+    backbone_weights: str = "none"
+    """First weights of the backbone: `none`, `imagenet` (downloaded by torchvision) or the path of a torchvision
+    ResNet-18 state dict."""
+    seed: int = 1
+    """Of the first weights, the order of the samples and their augmentation."""
+    log_every: int = 20
+    """Steps between two lines of the log."""
+    evaluate_every: int = 1000
+    """Steps between two evaluations on held-out samples."""
+    checkpoint_every: int = 500
+    """Steps between two checkpoints."""
+
+    def __post_init__(self) -> None:
+        if min(self.log_every, self.evaluate_every, self.checkpoint_every) < 1:
+            raise ValueError("log_every, evaluate_every and checkpoint_every are steps: at least 1")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the run as plain JSON types."""
+        result: dict[str, Any] = TypeAdapter(Run).dump_python(self, mode="json")
+        return result
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Run":
+        """Return the run of such a dict; a setting that it lacks has its default.
+
+        Raises ValueError, naming the field, where one is unknown or wrong.
+        """
+        try:
+            run = TypeAdapter(Run).validate_python(values)
+        except ValidationError as error:
+            raise ValueError(f"these are not the settings of a run: {error}") from None
+        unknown = _keys(values) - _keys(run.to_json())
+        if unknown:
+            raise ValueError(
+                f"unknown settings of a run: {', '.join(sorted(unknown))}; was it made by a newer version?"
+            )
+        return run
+
+
+def _keys(values: dict[str, Any], prefix: str = "") -> set[str]:
+    """Return the dotted names of all values in nested dicts."""
+    names: set[str] = set()
+    for key, value in values.items():
+        names |= _keys(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}"}
+    return names
+
+
+PRESETS: dict[str, tuple[str, Run]] = {
+    "scenes-demo": (
+        "The demo student: detection and segmentation, RGB and 160x128 thermal, 320x256 network, on synthetic scenes.",
+        Run(
+            name="scenes-demo",
+            network=NetworkSettings(
+                input_size=(320, 256),
+                # Of the scenes' persons (at this size 10 to 110 px high), 90 % overlap an anchor by half or more, of
+                # bicycles 97 %, of cars 91 %; one column of anchors reaches 70 % of the persons.
+                detection=RetinaNetSettings(anchor_side=13.0, anchor_ratios=(0.35, 0.8, 1.6), anchor_columns=2),
+                # At 320x256 a cone is a few pixels: logits of stride 32 could not show it.
+                segmentation=PSPNetSettings(output_stride=4, auxiliary=False),
+            ),
+            optimisation=Optimisation(
+                steps=4500,
+                batch_size=8,
+                optimiser="adamw",
+                learning_rate=1e-3,
+                warmup_steps=200,
+                weight_decay=0.02,
+                class_weights="sqrt_inverse",
+                clip_norm=10.0,
+            ),
+        ),
+    ),
+    "scenes-detection": (
+        "The paper's detection recipe (SGD, 3,500 steps of 16) at full camera size, on synthetic scenes.",
+        Run(name="scenes-detection", network=NetworkSettings(tasks=("detection",))),
+    ),
+    "scenes-segmentation": (
+        "The paper's segmentation recipe (SGD, 14,000 steps of 16) at full camera size, on synthetic scenes.",
+        Run(
+            name="scenes-segmentation",
+            network=NetworkSettings(tasks=("segmentation",)),
+            optimisation=Optimisation(steps=14_000),
+        ),
+    ),
+}
+"""Name to (what it is for, run)."""

@@ -1,0 +1,79 @@
+"""Average precision of detections small enough to do by hand."""
+
+import numpy as np
+import pytest
+
+from md_perception.metrics.detection import TruthBoxes, average_precision
+from md_perception.results import Detections
+
+pytest.importorskip("faster_coco_eval")
+
+BOX = (10.0, 10.0, 30.0, 60.0)
+FAR = (100.0, 10.0, 120.0, 60.0)
+
+
+def truth(*boxes: tuple[float, ...], label: int = 0, ignored: tuple[bool, ...] = ()) -> TruthBoxes:
+    return TruthBoxes(
+        np.array(boxes, np.float32).reshape(-1, 4),
+        np.full(len(boxes), label, np.int64),
+        np.array(ignored or (False,) * len(boxes), bool),
+    )
+
+
+def found(*boxes: tuple[float, ...], scores: tuple[float, ...], label: int = 0) -> Detections:
+    return Detections(
+        np.array(boxes, np.float32).reshape(-1, 4),
+        np.array(scores, np.float32),
+        np.full(len(boxes), label, np.int64),
+    )
+
+
+def test_perfect_detections() -> None:
+    scores = average_precision([truth(BOX, FAR)], [found(BOX, FAR, scores=(0.9, 0.8))])
+    assert scores.ap["person"] == pytest.approx(1.0)
+    assert scores.ap50["person"] == pytest.approx(1.0)
+    assert scores.ap["car"] is None
+    assert scores.mean_ap == pytest.approx(1.0)  # classes without objects stay out of the mean
+    assert scores.objects == {"person": 2, "bicycle": 0, "car": 0}
+
+
+def test_false_positive_above_the_hit_halves_the_precision() -> None:
+    scores = average_precision([truth(BOX)], [found(FAR, BOX, scores=(0.9, 0.8))])
+    assert scores.ap50["person"] == pytest.approx(0.5)
+
+
+def test_missed_half_of_the_objects() -> None:
+    # Precision 1 up to recall .5: 51 of the 101 recalls.
+    scores = average_precision([truth(BOX), truth(BOX)], [found(BOX, scores=(0.9,)), found(scores=())])
+    assert scores.ap50["person"] == pytest.approx(51 / 101)
+
+
+def test_loose_box_counts_up_to_its_overlap() -> None:
+    # 20 px wide, shifted by 4: IoU 16 / 24 = .667, a hit at .50, .55, .60 and .65.
+    loose = (14.0, 10.0, 34.0, 60.0)
+    scores = average_precision([truth(BOX)], [found(loose, scores=(0.9,))])
+    assert scores.ap50["person"] == pytest.approx(1.0)
+    assert scores.ap["person"] == pytest.approx(0.4)
+
+
+def test_ignored_object_is_neither_asked_for_nor_a_false_positive() -> None:
+    with_ignored = truth(BOX, FAR, ignored=(False, True))
+    assert average_precision([with_ignored], [found(FAR, BOX, scores=(0.9, 0.8))]).ap50["person"] == pytest.approx(1.0)
+    assert average_precision([with_ignored], [found(BOX, scores=(0.8,))]).ap50["person"] == pytest.approx(1.0)
+
+
+def test_wrong_class_is_a_miss() -> None:
+    scores = average_precision([truth(BOX)], [found(BOX, scores=(0.9,), label=2)])
+    assert scores.ap50["person"] == 0.0
+
+
+def test_no_detection_at_all() -> None:
+    scores = average_precision([truth(BOX)], [found(scores=())])
+    assert scores.ap50["person"] == 0.0
+    assert scores.mean_ap50 == 0.0
+    assert "person" in scores.table()
+
+
+def test_images_must_pair_up() -> None:
+    with pytest.raises(ValueError, match="2 images have truth but 1"):
+        average_precision([truth(BOX), truth(BOX)], [found(scores=())])

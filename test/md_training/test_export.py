@@ -1,0 +1,225 @@
+"""Export: one file with everything in it, checked against torch, or no file at all."""
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from painted_samples import painted_sample
+from torch import nn
+
+from md_perception.inference.manifest import MANIFEST_KEY, Manifest
+from md_perception.inference.session import Student as ExportedStudent
+from md_training import export as exporting
+from md_training.checkpoint import Checkpoint
+from md_training.data.augment import NO_AUGMENTATION
+from md_training.data.synthetic import SceneData
+from md_training.evaluate import evaluate_student, predict
+from md_training.export import ExportError, compress, export, fold_batch_norm, int8_weights, to_onnx
+from md_training.models.networks import NetworkSettings, Student
+from md_training.models.pspnet import PSPNetSettings
+from md_training.models.retinanet import RetinaNetSettings
+from md_training.postprocess import DetectionLimits
+from md_training.presets import Run
+
+CAMERA, SENSOR = (160, 128), (40, 32)
+
+
+def random_checkpoint(settings: NetworkSettings) -> Checkpoint:
+    """Return a network whose random heads have something to say: all scores above the threshold, mixed classes."""
+    torch.manual_seed(3)
+    network = Student(settings)
+    network.train()
+    for _ in range(3):
+        network(torch.randn(2, 3 * len(settings.inputs), 96, 128))
+    network.eval()
+    if network.detector is not None:
+        nn.init.normal_(network.detector.class_output.weight, std=0.2)
+        nn.init.normal_(network.detector.box_output.weight, std=0.1)
+    run = Run(
+        name="random",
+        network=settings,
+        data=SceneData(camera_size=CAMERA, thermal_size=SENSOR),
+        augmentation=NO_AUGMENTATION,
+    )
+    return Checkpoint(run, "random-1", 7, network, {"AP50 person [all]": 0.5}, "abc123")
+
+
+JOINT = NetworkSettings(
+    input_size=(128, 96),
+    detection=RetinaNetSettings(channels=32, tower_convs=1, anchor_side=16),
+    segmentation=PSPNetSettings(channels=32, output_stride=4, auxiliary=True),
+)
+SAMPLES = [painted_sample(seed, CAMERA, SENSOR) for seed in (11, 12)]
+
+
+@pytest.fixture(scope="module")
+def traced(joint: Checkpoint) -> onnx.ModelProto:
+    """The joint student's graph as the exporter makes it, once for all tests: tracing takes seconds."""
+    graph = exporting.StudentGraph(fold_batch_norm(copy.deepcopy(joint.network)), DetectionLimits(), raw_heads=True)
+    return to_onnx(graph, CAMERA, SENSOR)
+
+
+@pytest.fixture(scope="module")
+def joint() -> Checkpoint:
+    return random_checkpoint(JOINT)
+
+
+@pytest.fixture(scope="module")
+def file(joint: Checkpoint, traced: onnx.ModelProto, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("export") / "student.onnx"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exporting, "to_onnx", lambda *_: copy.deepcopy(traced))
+        export(joint, path, name="random-student", samples=SAMPLES)
+    return path
+
+
+def test_file_tells_everything_about_itself(file: Path) -> None:
+    model = onnx.load(file)
+    manifest = Manifest.from_metadata({entry.key: entry.value for entry in model.metadata_props}, file.name)
+    assert manifest.name == "random-student"
+    assert manifest.tasks == ("detection", "segmentation")
+    assert manifest.input_size == (128, 96)
+    assert manifest.thermal is not None
+    assert manifest.thermal.sensor_size == SENSOR
+    assert manifest.run_id == "random-1"
+    assert manifest.metrics == {"AP50 person [all]": 0.5}
+    assert manifest.git_revision == "abc123"
+    assert not manifest.seen_real_images
+    assert manifest.weights_sha256 == exporting.weights_sha256(model)
+    assert [output.name for output in model.graph.output] == ["boxes", "scores", "labels", "mask", "confidence"]
+    assert [entry.key for entry in model.metadata_props] == [MANIFEST_KEY]
+    assert str(Path(__file__).parents[2]).encode() not in file.read_bytes()  # no path of the exporting machine
+    assert not list(file.parent.glob("*.part"))
+
+
+@pytest.mark.parametrize(
+    ("size", "sensor"),
+    [(CAMERA, SENSOR), ((320, 240), (80, 60)), ((256, 144), (32, 24)), ((90, 120), (160, 120))],
+)
+def test_any_camera_gets_what_torch_computes(
+    file: Path, joint: Checkpoint, size: tuple[int, int], sensor: tuple[int, int]
+) -> None:
+    sample = painted_sample(21, size, sensor)
+    found = ExportedStudent.load(file).run(sample.rgb, sample.thermal, sample.rgb_to_thermal)
+    expected = predict(joint.network, sample, DetectionLimits())
+    assert found.detections is not None
+    assert found.segmentation is not None
+    assert expected.detections is not None
+    assert expected.segmentation is not None
+    assert found.segmentation.mask.shape == (size[1], size[0])
+    assert (found.segmentation.mask != expected.segmentation.mask).mean() <= 1e-4
+    difference = found.segmentation.confidence.astype(int) - expected.segmentation.confidence.astype(int)
+    assert np.abs(difference).max() <= 1
+    assert len(found.detections) == len(expected.detections) > 5
+    np.testing.assert_allclose(found.detections.boxes, expected.detections.boxes, atol=0.05)
+    np.testing.assert_allclose(found.detections.scores, expected.detections.scores, atol=1e-3)
+    assert found.detections.labels.tolist() == expected.detections.labels.tolist()
+    assert (np.diff(found.detections.scores) <= 0).all()
+    assert found.detections.boxes.min() >= 0
+    assert (found.detections.boxes <= np.array([*size, *size])).all()
+
+
+def test_mask_and_confidence_are_those_of_a_full_softmax(joint: Checkpoint) -> None:
+    sample = painted_sample(31, (256, 192), SENSOR)  # twice the network: no bars
+    graph = exporting.StudentGraph(joint.network, DetectionLimits(), raw_heads=True)
+    with torch.no_grad():
+        outputs = graph(*(torch.from_numpy(x)[None] for x in (sample.rgb, sample.thermal, sample.rgb_to_thermal)))
+    named = dict(zip(graph.output_names(), outputs, strict=True))
+    logits = nn.functional.interpolate(named["raw_segmentation"], (192, 256), mode="bilinear", align_corners=False)
+    probability, winner = logits.softmax(dim=1).max(dim=1)
+    assert float((named["confidence"] - 255 * probability).abs().max()) <= 0.51
+    assert float((named["mask"] != winner).float().mean()) <= 1e-4
+    assert len(winner.unique()) > 1
+
+
+def test_evaluation_runs_on_the_exported_file(file: Path) -> None:
+    scores = evaluate_student(ExportedStudent.load(file), [replace(SAMPLES[0], night=True), SAMPLES[1]])
+    assert scores["all"].segmentation is not None
+    assert scores["all"].segmentation.pixels == 2 * CAMERA[0] * CAMERA[1]
+    assert scores["night"].detection is not None
+    assert scores["night"].detection.images == 1
+
+
+def test_compressed_file_is_a_quarter_and_computes_with_the_rounded_weights(
+    file: Path, joint: Checkpoint, traced: onnx.ModelProto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "small.onnx"
+    monkeypatch.setattr(exporting, "to_onnx", lambda *_: copy.deepcopy(traced))
+    manifest = export(joint, path, compress_weights=True, samples=SAMPLES)
+    assert manifest.weights_storage == "int8"
+    assert path.stat().st_size < 0.3 * file.stat().st_size
+    model = onnx.load(path)
+    stored = {item.name: item for item in model.graph.initializer}
+    dequantised = [node for node in model.graph.node if node.op_type == "DequantizeLinear"]
+    used = {node.input[1] for node in model.graph.node if node.op_type == "Conv"}
+    assert {node.output[0] for node in dequantised} == used  # every convolution, those shared over levels once
+    for node in dequantised:
+        values = numpy_helper.to_array(stored[node.input[0]])
+        assert values.dtype == np.int8
+        assert (
+            np.abs(values.astype(int)).reshape(len(values), -1).max(axis=1).min() >= 126
+        )  # each channel uses its range
+    sample = SAMPLES[0]
+    exact = ExportedStudent.load(file).run(sample.rgb, sample.thermal, sample.rgb_to_thermal).segmentation
+    rounded = ExportedStudent.load(path).run(sample.rgb, sample.thermal, sample.rgb_to_thermal).segmentation
+    assert exact is not None
+    assert rounded is not None
+    assert (exact.mask == rounded.mask).mean() > 0.9
+
+
+def test_int8_weights_are_off_by_half_a_step_at_most() -> None:
+    weight = (
+        torch.randn(8, 4, 3, 3, generator=torch.Generator().manual_seed(1))
+        * torch.logspace(-3, 1, 8)[:, None, None, None]
+    )
+    values, scale = int8_weights(weight)
+    error = (values.float() * scale.view(-1, 1, 1, 1) - weight).abs().flatten(1).amax(dim=1)
+    assert bool((error <= scale * 0.5001).all())
+    assert int8_weights(torch.zeros(2, 1, 1, 1))[0].tolist() == [[[[0]]], [[[0]]]]
+
+
+def test_nothing_is_written_when_onnx_runtime_disagrees(
+    joint: Checkpoint, traced: onnx.ModelProto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "student.onnx"
+    path.write_bytes(b"the last good one")
+
+    tampered = copy.deepcopy(traced)
+    weights = {node.input[1] for node in tampered.graph.node if node.op_type == "Conv"}
+    stored = next(item for item in tampered.graph.initializer if item.name in weights)
+    stored.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(stored) * np.float32(1.01), stored.name))
+
+    monkeypatch.setattr(exporting, "to_onnx", lambda *_: tampered)
+    with pytest.raises(ExportError, match="raw heads"):
+        export(joint, path, samples=SAMPLES)
+    assert path.read_bytes() == b"the last good one"
+
+
+@pytest.mark.parametrize(
+    ("tasks", "inputs", "outputs"),
+    [
+        (("detection",), ("rgb", "thermal"), ["boxes", "scores", "labels"]),
+        (("segmentation",), ("rgb",), ["mask", "confidence"]),
+    ],
+)
+def test_students_with_less_have_less_in_the_file(
+    tasks: tuple, inputs: tuple, outputs: list[str], tmp_path: Path
+) -> None:
+    checkpoint = random_checkpoint(replace(JOINT, tasks=tasks, inputs=inputs))
+    path = tmp_path / "student.onnx"
+    manifest = export(checkpoint, path, samples=SAMPLES[:1])
+    model = onnx.load(path)
+    assert [output.name for output in model.graph.output] == outputs
+    assert ("thermal" in {item.name for item in model.graph.input}) == ("thermal" in inputs)
+    assert (manifest.thermal is not None) == ("thermal" in inputs)
+    assert ExportedStudent.load(path).manifest == manifest
+
+
+def test_compression_refuses_a_graph_that_lost_a_convolution(joint: Checkpoint) -> None:
+    with pytest.raises(ExportError, match="0 convolution weights"):
+        compress(onnx.ModelProto(), joint.network)

@@ -1,0 +1,154 @@
+"""The training loop: it learns, it writes what it promises, and its schedule is the paper's."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from painted_samples import painted_sample
+
+from md_training.checkpoint import CheckpointError, load, set_metrics
+from md_training.data.augment import NO_AUGMENTATION
+from md_training.data.sample import at_network_size
+from md_training.data.synthetic import SceneData
+from md_training.evaluate import evaluate
+from md_training.losses import IGNORED_PIXEL
+from md_training.models.networks import NetworkSettings, Student
+from md_training.models.pspnet import PSPNetSettings
+from md_training.models.retinanet import RetinaNetSettings
+from md_training.presets import PRESETS, Optimisation, Run
+from md_training.train import CLASS_WEIGHT_LIMIT, Trainer, learning_rate, make_optimiser, sqrt_inverse_weights, train
+
+TINY = Run(
+    name="tiny",
+    network=NetworkSettings(
+        input_size=(96, 64),
+        detection=RetinaNetSettings(channels=32, tower_convs=1, anchor_side=16),
+        segmentation=PSPNetSettings(channels=32, output_stride=4, auxiliary=True, dropout=0.0),
+    ),
+    data=SceneData(camera_size=(160, 128), thermal_size=(40, 32), scenes=4, evaluation_scenes=2),
+    augmentation=NO_AUGMENTATION,
+    optimisation=Optimisation(
+        steps=4,
+        batch_size=2,
+        optimiser="adamw",
+        learning_rate=3e-3,
+        warmup_steps=10,
+        weight_decay=0.0,
+        precision="fp32",
+    ),
+    log_every=2,
+    evaluate_every=4,
+    checkpoint_every=2,
+)
+
+
+def test_it_learns_two_samples_by_heart() -> None:
+    torch.manual_seed(1)
+    samples = [painted_sample(seed) for seed in (1, 2)]
+    run = replace(TINY, optimisation=replace(TINY.optimisation, steps=50))
+    network = Student(run.network)
+    trainer = Trainer(network, run, [at_network_size(sample, (96, 64)) for sample in samples], torch.device("cpu"))
+
+    terms = [trainer.step(step) for step in range(1, 51)]
+
+    assert set(terms[0]) == {"classes", "boxes", "segmentation", "segmentation_auxiliary"}
+    for name in terms[0]:
+        assert terms[-1][name] < 0.5 * terms[0][name], name
+    scores = evaluate(network, samples)["all"]
+    assert network.training  # as it was before
+    assert scores.detection is not None
+    assert scores.segmentation is not None
+    assert scores.segmentation.iou[0] > 0.9
+    assert scores.segmentation.iou[1] > 0.5  # the car
+    assert scores.detection.mean_ap50 is not None
+    assert scores.detection.mean_ap50 > 0.5
+
+
+def test_run_leaves_a_checkpoint_with_everything_in_it(tmp_path: Path) -> None:
+    checkpoint = train(TINY, tmp_path / "run", workers=0)
+
+    loaded = load(tmp_path / "run" / "checkpoint.pt")
+    assert loaded.run == TINY
+    assert loaded.step == 4
+    assert loaded.run_id == checkpoint.run_id
+    assert loaded.metrics == checkpoint.metrics
+    assert "mIoU9 [all]" in loaded.metrics
+    assert not loaded.network.training
+    trained = checkpoint.network.state_dict()
+    assert all(torch.equal(value, trained[name]) for name, value in loaded.network.state_dict().items())
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 4, 4]
+    assert lines[0]["boxes"] > 0
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["run"] == TINY.to_json()
+    assert not list((tmp_path / "run").glob("*.part"))
+
+    before = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    set_metrics(tmp_path / "run" / "checkpoint.pt", {"AP": 0.25})
+    after = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    assert after["metrics"] == {"AP": 0.25}
+    assert after["optimiser"].keys() == before["optimiser"].keys()
+
+
+class Harmful:
+    """Would touch a file when unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        return Path.touch, (self.path,)
+
+
+def test_pickles_that_are_no_checkpoint_are_refused_unread(tmp_path: Path) -> None:
+    torch.save({"format": 1, "network": Harmful(tmp_path / "touched")}, tmp_path / "bad.pt")
+    with pytest.raises(CheckpointError, match=r"bad\.pt cannot be read"):
+        load(tmp_path / "bad.pt")
+    assert not (tmp_path / "touched").exists()
+    torch.save({"weights": torch.zeros(3)}, tmp_path / "other.pt")
+    with pytest.raises(CheckpointError, match="no md_training checkpoint"):
+        load(tmp_path / "other.pt")
+    with pytest.raises(CheckpointError, match="no such checkpoint"):
+        load(tmp_path / "missing.pt")
+
+
+def test_schedule_of_the_paper() -> None:
+    paper = Optimisation()  # 3,500 steps, 500 of warm-up, 1e-2
+    assert learning_rate(500, paper) == pytest.approx(1e-2)
+    assert learning_rate(250, paper) == pytest.approx(1e-6 + (1e-2 - 1e-6) / 2)
+    assert learning_rate(2000, paper) == pytest.approx(1e-6 + (1e-2 - 1e-6) * 0.5)  # half-way down
+    assert learning_rate(1250, paper) == pytest.approx(1e-6 + (1e-2 - 1e-6) * 0.5 * (1 + math.cos(math.pi / 4)))
+    assert learning_rate(3500, paper) == pytest.approx(1e-6)
+
+
+def test_biases_and_normalisation_do_not_decay() -> None:
+    network = Student(TINY.network)
+    decaying, free = make_optimiser(network, Optimisation()).param_groups
+    assert decaying["weight_decay"] == 5e-4
+    assert free["weight_decay"] == 0
+    assert len(decaying["params"]) + len(free["params"]) == len(list(network.parameters()))
+    assert {parameter.ndim for parameter in free["params"]} == {1}
+    assert min(parameter.ndim for parameter in decaying["params"]) == 4
+
+
+def test_class_weights_follow_the_root_of_the_share() -> None:
+    mask = np.zeros((10, 10), np.uint8)
+    mask[:2], mask[9] = 1, IGNORED_PIXEL  # 70 pixels of class 0, 20 of class 1
+    weights = sqrt_inverse_weights([replace(painted_sample(1), mask=mask)], 9)
+    assert float(weights[1] / weights[0]) == pytest.approx((70 / 20) ** 0.5, rel=1e-5)
+    assert float(weights[0] * 70 + weights[1] * 20) / 90 == pytest.approx(1, rel=1e-5)
+    assert float(weights[5]) == CLASS_WEIGHT_LIMIT
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_survive_json_and_refuse_unknown_settings(name: str) -> None:
+    run = PRESETS[name][1]
+    assert run.name == name
+    values = json.loads(json.dumps(run.to_json()))
+    assert Run.from_json(values) == run
+    values["optimisation"]["learning_rat"] = 1
+    with pytest.raises(ValueError, match="learning_rat"):
+        Run.from_json(values)
