@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from md_training.models.networks import Student
+from md_training.models.networks import Network, make_network
 from md_training.presets import Run
 
 FORMAT = 1
@@ -25,7 +25,7 @@ class Checkpoint:
     run: Run
     run_id: str
     step: int
-    network: Student
+    network: Network
     metrics: dict[str, float]
     git_revision: str
 
@@ -59,7 +59,7 @@ def load(path: Path) -> Checkpoint:
     content = _read(path)
     try:
         run = Run.from_json(content["run"])
-        network = Student(run.network)
+        network = make_network(run.network)
         network.load_state_dict(content["network"])
     except (KeyError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path}: {error}") from error

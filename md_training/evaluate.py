@@ -11,7 +11,7 @@ from md_perception.metrics.detection import AveragePrecision, TruthBoxes, averag
 from md_perception.metrics.segmentation import Confusion, SegmentationScores
 from md_perception.results import Detections, Segmentation, StudentOutput
 from md_training.data.sample import Sample
-from md_training.models.networks import Student
+from md_training.models.networks import Network, select_inputs
 from md_training.postprocess import DetectionLimits, detect, segment
 from md_training.preprocess import network_input
 
@@ -43,7 +43,7 @@ class Scores:
 
 
 @torch.no_grad()
-def predict(network: Student, sample: Sample, limits: DetectionLimits) -> StudentOutput:
+def predict(network: Network, sample: Sample, limits: DetectionLimits) -> StudentOutput:
     """Run one sample through preprocessing, network (in evaluation mode) and postprocessing; results in camera px."""
     size = network.settings.input_size
     device = network.anchors.device
@@ -53,7 +53,7 @@ def predict(network: Student, sample: Sample, limits: DetectionLimits) -> Studen
         thermal = torch.from_numpy(sample.thermal)[None].to(device)
         matrix = torch.from_numpy(sample.rgb_to_thermal)[None].to(device)
     image, box = network_input(rgb, thermal, matrix, size)
-    outputs = network(image)
+    outputs = network(select_inputs(image, network.settings.inputs))
     detections = segmentation = None
     if outputs.detection is not None:
         found = detect(outputs.detection, network.anchors, box, limits)
@@ -65,7 +65,7 @@ def predict(network: Student, sample: Sample, limits: DetectionLimits) -> Studen
     return StudentOutput(detections, segmentation)
 
 
-def evaluate(network: Student, samples: Iterable[Sample], limits: DetectionLimits | None = None) -> dict[str, Scores]:
+def evaluate(network: Network, samples: Iterable[Sample], limits: DetectionLimits | None = None) -> dict[str, Scores]:
     """Return the scores of the subsets `all`, `day` and `night`. samples: at camera size; read once, one at a time."""
     was_training = network.training
     network.eval()

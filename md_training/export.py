@@ -30,7 +30,7 @@ from md_perception.labels import DETECTION, SEGMENTATION
 from md_training.checkpoint import Checkpoint
 from md_training.data.sample import Sample
 from md_training.data.synthetic import evaluation_seeds, render
-from md_training.models.networks import Student
+from md_training.models.networks import AnyNetwork, Network, inference_copy, select_inputs
 from md_training.postprocess import DetectionLimits, detect, segment
 from md_training.preprocess import network_input
 
@@ -54,7 +54,7 @@ class ExportError(RuntimeError):
 class StudentGraph(nn.Module):
     """The network between its pre- and postprocessing. raw_heads: give the raw heads as further outputs."""
 
-    def __init__(self, network: Student, limits: DetectionLimits, *, raw_heads: bool) -> None:
+    def __init__(self, network: Network, limits: DetectionLimits, *, raw_heads: bool) -> None:
         super().__init__()
         self.network, self.limits, self.raw_heads = network, limits, raw_heads
 
@@ -64,7 +64,7 @@ class StudentGraph(nn.Module):
         """Return the tensors that `output_names` names; arguments are the graph's inputs (see the module)."""
         size = self.network.settings.input_size
         image, box = network_input(rgb, thermal, rgb_to_thermal, size)
-        outputs = self.network(image)
+        outputs = self.network(select_inputs(image, self.network.settings.inputs))
         results: tuple[Tensor, ...] = ()
         raw: tuple[Tensor, ...] = ()
         if outputs.detection is not None:
@@ -78,10 +78,10 @@ class StudentGraph(nn.Module):
     def output_names(self) -> list[str]:
         names: list[str] = []
         raw: list[str] = []
-        if self.network.detector is not None:
+        if "detection" in self.network.settings.tasks:
             names += ["boxes", "scores", "labels"]
             raw += RAW_HEADS[:2]
-        if self.network.segmenter is not None:
+        if "segmentation" in self.network.settings.tasks:
             names += ["mask", "confidence"]
             raw += RAW_HEADS[2:]
         return names + raw if self.raw_heads else names
@@ -103,9 +103,7 @@ def export(
     Raises ExportError, and writes nothing, where torch and ONNX Runtime disagree beyond the tolerances above.
     """
     run = checkpoint.run
-    reference = copy.deepcopy(checkpoint.network).cpu().eval()
-    if reference.segmenter is not None:
-        reference.segmenter.auxiliary = None  # a head of training
+    reference = inference_copy(checkpoint.network).cpu()
     folded = fold_batch_norm(copy.deepcopy(reference))
     limits = DetectionLimits(score_threshold=score_threshold)
     model = to_onnx(StudentGraph(folded, limits, raw_heads=True), run.data.camera_size, run.data.thermal_size)
@@ -120,7 +118,7 @@ def export(
 
     manifest = Manifest(
         name=name or run.name,
-        role="student",
+        role="teacher" if run.network.architecture == "two_stream" else "student",
         tasks=run.network.tasks,
         detection_classes=DETECTION.classes if "detection" in run.network.tasks else (),
         segmentation_classes=SEGMENTATION.classes if "segmentation" in run.network.tasks else (),
@@ -179,7 +177,7 @@ def to_onnx(graph: StudentGraph, camera_size: tuple[int, int], thermal_size: tup
     return model
 
 
-def fold_batch_norm(network: Student) -> Student:
+def fold_batch_norm(network: AnyNetwork) -> AnyNetwork:
     """Fold every BatchNorm into the convolution that is registered directly before it; works in place."""
     for module in list(network.modules()):
         previous: tuple[str, nn.Module] | None = None

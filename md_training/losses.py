@@ -1,15 +1,17 @@
 """Task losses, in fp32 whatever the network ran in; every term goes by name into the log."""
 
 import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import box_area
 
 from md_training.assignment import BACKGROUND, IGNORED, mutual_guidance
-from md_training.models.networks import Outputs, Student
+from md_training.models.gaff import Foreground, box_foreground, gaff_losses, mask_foreground
+from md_training.models.networks import Network, Outputs, Task
 from md_training.models.retinanet import DetectionLogits, encode_boxes
 
 FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 1.0
@@ -39,9 +41,18 @@ class Targets:
 
 
 def task_losses(
-    network: Student, outputs: Outputs, targets: Targets, class_weights: Tensor | None
+    network: Network, outputs: Outputs, targets: Targets, class_weights: Tensor | None
 ) -> dict[str, Tensor]:
-    """Return the terms of the network's tasks, each a 0-d fp32 tensor, to be summed."""
+    """Return the terms of the network's tasks, each a 0-d fp32 tensor, to be summed.
+
+    A teacher's include the guidance of GAFF's masks; a decision-level network's are those of its two networks.
+    """
+    if outputs.members:
+        return {
+            f"{camera}_{name}": value
+            for camera, member in zip(("visible", "thermal"), outputs.members, strict=True)
+            for name, value in task_losses(network, member, targets, class_weights).items()
+        }
     losses: dict[str, Tensor] = {}
     if outputs.detection is not None:
         losses |= detection_losses(outputs.detection, network.anchors, targets)
@@ -50,7 +61,43 @@ def task_losses(
         if outputs.segmentation.auxiliary is not None:
             auxiliary = segmentation_loss(outputs.segmentation.auxiliary, targets.mask, class_weights)
             losses["segmentation_auxiliary"] = AUXILIARY_WEIGHT * auxiliary
+    if outputs.fusions:
+        truth = {
+            level: foreground(targets, network.settings.tasks, (fusion.attention.shape[-2], fusion.attention.shape[-1]))
+            for level, fusion in outputs.fusions.items()
+        }
+        losses |= gaff_losses(outputs.fusions, truth, network.settings.gaff)
     return losses
+
+
+def foreground(targets: Targets, tasks: Sequence[Task], size: tuple[int, int]) -> Foreground:
+    """Return what GAFF's masks learn at a map of (h, w) cells; of both tasks, what either calls foreground."""
+    parts = []
+    if "detection" in tasks:
+        height, width = targets.mask.shape[-2:]
+        parts.append(box_foreground(targets.boxes, targets.ignored, size, (height, width)))
+    if "segmentation" in tasks:
+        parts.append(mask_foreground(targets.mask, IGNORED_PIXEL, size))
+    mask = torch.stack([part.mask for part in parts]).amax(dim=0)
+    known = torch.stack([part.known for part in parts]).all(dim=0)
+    return Foreground(mask, known | (mask > 0))
+
+
+def gradient_norms(losses: Mapping[str, Tensor], parameters: Iterable[nn.Parameter]) -> dict[str, float]:
+    """Return the norm of each term's own gradient; 0 where the term reaches no parameter.
+
+    To be called before the backward pass (the graph is kept). A term that stays at 0 over the first steps was
+    configured in vain; only `gaff_inter` may, as long as no cell has a winner.
+    """
+    wanted = [parameter for parameter in parameters if parameter.requires_grad]
+    norms = {}
+    for name, value in losses.items():
+        gradients = (
+            torch.autograd.grad(value, wanted, retain_graph=True, allow_unused=True) if value.requires_grad else ()
+        )
+        squares = [gradient.float().square().sum() for gradient in gradients if gradient is not None]
+        norms[name] = float(torch.stack(squares).sum().sqrt()) if squares else 0.0
+    return norms
 
 
 def total(losses: dict[str, Tensor]) -> Tensor:

@@ -24,7 +24,7 @@ from md_training.data.synthetic import cached, evaluation_seeds, render
 from md_training.evaluate import evaluate
 from md_training.losses import IGNORED_PIXEL, Targets, task_losses, total
 from md_training.models.backbone import initialise
-from md_training.models.networks import Student, multiply_accumulates, parameter_count
+from md_training.models.networks import Network, make_network, multiply_accumulates, parameter_count, select_inputs
 from md_training.presets import Optimisation, Run
 
 log = logging.getLogger(__name__)
@@ -49,10 +49,11 @@ def train(run: Run, folder: Path, *, workers: int = 2, device: str = "cpu") -> C
     (folder / "run.json").write_text(json.dumps(record, indent=2) + "\n")
     log.info("run %s\n%s", run_id, json.dumps(run.to_json(), indent=2))
 
-    network = Student(run.network)
-    initialise(network.backbone, run.backbone_weights)
+    network = make_network(run.network)
+    for backbone in network.backbones():
+        initialise(backbone, run.backbone_weights)
     log.info(
-        "student: %.2f M parameters, %.2f GMACs at %dx%d",
+        "network: %.2f M parameters, %.2f GMACs at %dx%d",
         parameter_count(network) / 1e6,
         multiply_accumulates(network) / 1e9,
         *run.network.input_size,
@@ -103,7 +104,7 @@ def train(run: Run, folder: Path, *, workers: int = 2, device: str = "cpu") -> C
 class Trainer:
     """A network, its optimiser and the samples it learns from."""
 
-    def __init__(self, network: Student, run: Run, samples: Sequence[Sample], device: torch.device) -> None:
+    def __init__(self, network: Network, run: Run, samples: Sequence[Sample], device: torch.device) -> None:
         self.network = network.to(device).to(memory_format=torch.channels_last)
         self.run, self.samples, self.device = run, samples, device
         self.optimiser = make_optimiser(network, run.optimisation)
@@ -133,7 +134,7 @@ class Trainer:
             group["lr"] = rate
         self.network.train()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
-            outputs = self.network(inputs)
+            outputs = self.network(select_inputs(inputs, self.run.network.inputs))
         losses = task_losses(self.network, outputs, targets, self.class_weights)
         loss = total(losses)
         self.optimiser.zero_grad()

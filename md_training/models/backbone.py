@@ -3,6 +3,7 @@
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,15 +12,19 @@ from torchvision.models.resnet import ResNet
 
 log = logging.getLogger(__name__)
 
-CHANNELS = {"c2": 64, "c3": 128, "c4": 256, "c5": 512}
+Level = Literal["c2", "c3", "c4", "c5"]
+CHANNELS: dict[Level, int] = {"c2": 64, "c3": 128, "c4": 256, "c5": 512}
 """Channels of each feature map."""
-STRIDES = {"c2": 4, "c3": 8, "c4": 16, "c5": 32}
-"""Pixels of the network's input per cell of each feature map."""
+STRIDES: dict[Level, int] = {"c2": 4, "c3": 8, "c4": 16, "c5": 32}
+"""Pixels of the network's input per cell of each feature map, where the backbone is not dilated."""
 
 
 @dataclass(frozen=True)
 class Features:
-    """Feature maps of one batch, float (B, C, H / stride, W / stride) with the CHANNELS and STRIDES of their names."""
+    """Feature maps of one batch, float (B, C, H / stride, W / stride) with the CHANNELS and STRIDES of their names.
+
+    Where the backbone is dilated, C4 and C5 have at most its output stride.
+    """
 
     c2: Tensor
     c3: Tensor
@@ -28,9 +33,12 @@ class Features:
 
 
 class Backbone(nn.Module):
-    """ResNet-18 without its classifier. input_channels: 3 for one camera, 6 for RGB beside thermal in three copies."""
+    """ResNet-18 without its classifier. input_channels: 3 for one camera, 6 for RGB beside thermal in three copies.
 
-    def __init__(self, input_channels: int) -> None:
+    output_stride: of C5. At 16 and 8 the last layers are dilated instead of strided; the weights are the same.
+    """
+
+    def __init__(self, input_channels: int, output_stride: Literal[8, 16, 32] = 32) -> None:
         super().__init__()
         resnet = resnet18()
         resnet.conv1 = widen_stem(resnet.conv1, input_channels)
@@ -39,6 +47,11 @@ class Backbone(nn.Module):
             self.stem.add_module(name, getattr(resnet, name))
         self.layer1, self.layer2 = resnet.layer1, resnet.layer2
         self.layer3, self.layer4 = resnet.layer3, resnet.layer4
+        if output_stride == 8:
+            dilate(self.layer3, 1)
+            dilate(self.layer4, 2)
+        elif output_stride == 16:
+            dilate(self.layer4, 1)
 
     def forward(self, image: Tensor) -> Features:
         """image: float (B, input_channels, H, W), normalised; H and W multiples of 32."""
@@ -55,6 +68,22 @@ class Backbone(nn.Module):
         self.stem.get_submodule("bn1").load_state_dict(resnet.bn1.state_dict())
         for name in ("layer1", "layer2", "layer3", "layer4"):
             self.get_submodule(name).load_state_dict(resnet.get_submodule(name).state_dict())
+
+
+def dilate(layer: nn.Sequential, dilation: int) -> None:
+    """Take the stride of two off a ResNet layer, in place, and dilate what follows it in the layer.
+
+    dilation: of the map that enters, 1 where no layer before was dilated. Every other cell of the result, in both
+    directions, is what the strided layer gives.
+    """
+    for index, block in enumerate(layer):
+        for name, conv in block.named_modules():
+            if not isinstance(conv, nn.Conv2d):
+                continue
+            conv.stride = (1, 1)
+            if conv.kernel_size == (3, 3):
+                rate = dilation if index == 0 and name == "conv1" else 2 * dilation
+                conv.dilation = conv.padding = (rate, rate)
 
 
 def widen_stem(conv: nn.Conv2d, input_channels: int) -> nn.Conv2d:

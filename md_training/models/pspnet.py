@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from md_training.models.backbone import CHANNELS, Features
+from md_training.models.backbone import CHANNELS, Features, Level
 
 POOLS = (1, 2, 3, 6)
 """Cells per side of the pooled maps."""
@@ -20,6 +20,7 @@ class PSPNetSettings:
     At less, the pooled context is refined by 1x1 laterals of the finer maps, top-down, as UPerNet does (Xiao et al.,
     ECCV 2018). The usual way to a smaller stride, dilating the backbone, costs five times the backbone at stride 8 and
     would take its scales away from the detector that shares it; the decoder costs a fifth of it at stride 4.
+    `dilated` is that usual way all the same, at 16 and 8, for networks that only segment.
     """
 
     channels: int = 128
@@ -30,11 +31,17 @@ class PSPNetSettings:
     """Probability of dropping a channel before the classifier."""
     auxiliary: bool = True
     """A second head on C4, in training only."""
+    dilated: bool = False
+    """Dilate the backbone to the output stride instead of refining by laterals."""
+
+    def __post_init__(self) -> None:
+        if self.dilated and self.output_stride not in (8, 16):
+            raise ValueError(f"a dilated backbone has output stride 8 or 16, not {self.output_stride}")
 
 
 @dataclass(frozen=True)
 class SegmentationLogits:
-    """Raw heads of one batch, float (B, K, h, w): main at the output stride; auxiliary at 16, in training only."""
+    """Raw heads of one batch, float (B, K, h, w): main at the output stride; auxiliary at C4's, in training only."""
 
     main: Tensor
     auxiliary: Tensor | None
@@ -50,7 +57,8 @@ class PSPNet(nn.Module):
             nn.Sequential(nn.AdaptiveAvgPool2d(cells), *conv_norm_relu(CHANNELS["c5"], channels, 1)) for cells in POOLS
         )
         self.bottleneck = nn.Sequential(*conv_norm_relu(CHANNELS["c5"] + len(POOLS) * channels, channels, 3))
-        self.lateral_names = {32: (), 16: ("c4",), 8: ("c4", "c3"), 4: ("c4", "c3", "c2")}[settings.output_stride]
+        laterals: dict[int, tuple[Level, ...]] = {32: (), 16: ("c4",), 8: ("c4", "c3"), 4: ("c4", "c3", "c2")}
+        self.lateral_names = () if settings.dilated else laterals[settings.output_stride]
         self.laterals = nn.ModuleList(
             nn.Sequential(*conv_norm_relu(CHANNELS[name], channels, 1)) for name in self.lateral_names
         )

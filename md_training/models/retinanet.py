@@ -1,19 +1,22 @@
 """RetinaNet, preset `light`: a narrow FPN on C3-C5, towers shared over levels, anchors for persons, cycles and cars.
 
-Its cost is what the paper's run times imply (0.44 times the backbone's multiplications).
+Its cost is what the paper's run times imply (0.44 times the backbone's multiplications). The settings and anchors of
+the author's own network (retinanet_mg.py) are here, too.
 """
 
 import math
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import FeaturePyramidNetwork, box_convert
+from torchvision.ops import FeaturePyramidNetwork, box_convert, clip_boxes_to_image
 
-from md_training.models.backbone import CHANNELS, STRIDES, Features
+from md_training.models.backbone import CHANNELS, Features, Level
 
-LEVELS = ("c3", "c4", "c5")
+LEVELS: tuple[Level, ...] = ("c3", "c4", "c5")
+"""Feature maps that the detector reads."""
 DELTA_SCALE = (0.1, 0.1, 0.2, 0.2)
 """Units of the box deltas: centre shift in anchor sizes, logarithm of the size ratio."""
 MAX_LOG_RATIO = math.log(1000 / 16)
@@ -43,10 +46,39 @@ class RetinaNetSettings:
     """Width / height."""
     anchor_columns: int = 1
     """Anchors of each kind side by side in a cell."""
+    neck: Literal["light", "retinanet_mg"] = "light"
+    """`retinanet_mg` is the author's: a joint map, then an FPN, and heads that the levels do not share."""
+    levels: Literal[3, 4, 5] = 3
+    """Levels of the pyramid, from stride 8 on, each of twice the stride."""
+    clip_anchors: bool = False
+    """Clip the anchors to the network's input."""
 
     @property
     def anchors_per_cell(self) -> int:
         return self.anchor_columns * len(self.anchor_ratios) * len(self.anchor_scales)
+
+
+LIGHT = RetinaNetSettings()
+"""The default."""
+
+
+def pedestrian_anchors(settings: RetinaNetSettings) -> RetinaNetSettings:
+    """Return the settings with anchors for persons only: w/h = .41, h = 40 px x 2^k x {1, sqrt 2}, strides 8 to 32."""
+    return replace(
+        settings, levels=3, anchor_side=25.6, anchor_scales=(1.0, 2.0**0.5), anchor_ratios=(0.41,), clip_anchors=False
+    )
+
+
+def paper_anchors(settings: RetinaNetSettings) -> RetinaNetSettings:
+    """Return the settings with the author's anchors: 24 px x 2^k x {1, sqrt 2}, w/h 1, 2 and 1/2, strides 8 to 128."""
+    shapes = (1.0, 2.0, 0.5)
+    return replace(
+        settings, levels=5, anchor_side=24.0, anchor_scales=(1.0, 2.0**0.5), anchor_ratios=shapes, clip_anchors=True
+    )
+
+
+RETINANET_MG = paper_anchors(RetinaNetSettings(neck="retinanet_mg", channels=256, tower_convs=0))
+"""The author's network of 2020, with his anchors. His heads of 2021 have one more convolution (tower_convs=1)."""
 
 
 @dataclass(frozen=True)
@@ -61,14 +93,14 @@ class DetectionLogits:
 
 
 def make_anchors(settings: RetinaNetSettings, input_size: tuple[int, int]) -> Tensor:
-    """Return float32 (N, 4), the anchors of a network input, xyxy px, not clipped to the image.
+    """Return float32 (N, 4), the anchors of a network input, xyxy px.
 
     input_size: (width, height) px. Order as in DetectionLogits; within a cell column, ratio,
     scale, the scale fastest.
     """
     anchors = []
-    for level, name in enumerate(LEVELS):
-        stride = STRIDES[name]
+    for level in range(settings.levels):
+        stride = 8 * 2**level
         side = settings.anchor_side * 2**level
         sizes = torch.tensor(
             [
@@ -77,13 +109,15 @@ def make_anchors(settings: RetinaNetSettings, input_size: tuple[int, int]) -> Te
                 for scale in settings.anchor_scales
             ]
         )  # A, 2
-        ys = (torch.arange(input_size[1] // stride) + 0.5) * stride
+        rows, cells = (math.ceil(side_px / stride) for side_px in (input_size[1], input_size[0]))
+        ys = (torch.arange(rows) + 0.5) * stride
         columns = settings.anchor_columns
-        xs = (torch.arange(input_size[0] // stride * columns) + 0.5) * stride / columns
+        xs = (torch.arange(cells * columns) + 0.5) * stride / columns
         centres = torch.stack(torch.meshgrid(ys, xs, indexing="ij")[::-1], dim=-1)  # h, w x columns, 2
         centres, sizes = torch.broadcast_tensors(centres[:, :, None], sizes)  # h, w x columns, A / columns, 2
         anchors.append(box_convert(torch.cat([centres, sizes], dim=-1).reshape(-1, 4), "cxcywh", "xyxy"))
-    return torch.cat(anchors)
+    result = torch.cat(anchors)
+    return clip_boxes_to_image(result, input_size[::-1]) if settings.clip_anchors else result
 
 
 def encode_boxes(boxes: Tensor, anchors: Tensor) -> Tensor:
@@ -116,18 +150,17 @@ class RetinaNet(nn.Module):
         self.box_tower = _tower(channels, settings.tower_convs)
         self.class_output = nn.Conv2d(channels, anchors * class_count, 3, padding=1)
         self.box_output = nn.Conv2d(channels, anchors * 4, 3, padding=1)
-        for output, bias in (
-            (self.class_output, -math.log((1 - FIRST_SCORE) / FIRST_SCORE)),
-            (self.box_output, 0.0),
-        ):
-            assert output.bias is not None
-            nn.init.normal_(output.weight, std=0.01)
-            nn.init.constant_(output.bias, bias)
+        self.coarser = nn.ModuleList(
+            nn.Conv2d(channels, channels, 3, stride=2, padding=1) for _ in range(settings.levels - len(LEVELS))
+        )
+        initialise_outputs(self.class_output, self.box_output)
 
     def forward(self, features: Features) -> DetectionLogits:
-        maps = self.neck(OrderedDict((name, getattr(features, name)) for name in LEVELS)).values()
-        classes = [_flatten(self.class_output(self.class_tower(level)), self.class_count) for level in maps]
-        deltas = [_flatten(self.box_output(self.box_tower(level)), 4) for level in maps]
+        maps = list(self.neck(OrderedDict((name, getattr(features, name)) for name in LEVELS)).values())
+        for conv in self.coarser:
+            maps.append(conv(maps[-1]).relu())
+        classes = [flatten(self.class_output(self.class_tower(level)), self.class_count) for level in maps]
+        deltas = [flatten(self.box_output(self.box_tower(level)), 4) for level in maps]
         return DetectionLogits(torch.cat(classes, dim=1), torch.cat(deltas, dim=1))
 
 
@@ -143,7 +176,15 @@ def _tower(channels: int, convs: int) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def _flatten(output: Tensor, values: int) -> Tensor:
+def initialise_outputs(class_output: nn.Conv2d, box_output: nn.Conv2d) -> None:
+    """Start with every class at FIRST_SCORE and every box at its anchor."""
+    for output, bias in ((class_output, -math.log((1 - FIRST_SCORE) / FIRST_SCORE)), (box_output, 0.0)):
+        assert output.bias is not None
+        nn.init.normal_(output.weight, std=0.01)
+        nn.init.constant_(output.bias, bias)
+
+
+def flatten(output: Tensor, values: int) -> Tensor:
     """From (B, A x values, h, w) to (B, h x w x A, values)."""
     batch = output.shape[0]
     return output.permute(0, 2, 3, 1).reshape(batch, -1, values)
