@@ -162,17 +162,17 @@ class Pipeline:
         if self._prepared.get(mode) == sizes:
             return
         before = self._prepared.get(mode)
+        logger.info(  # beforehand: a provider may take minutes
+            "%s input is %s, %s: preparing the student for it",
+            mode.name,
+            _described(sizes),
+            f"it was {_described(before)}" if before else "the first",
+        )
         try:
             seconds = self._warm_up(mode, sizes)
         except StudentError as error:
             raise RejectedFrame(str(error)) from error
-        logger.info(
-            "%s input is %s, %s: the student was prepared for it in %.2f s",
-            mode.name,
-            _described(sizes),
-            f"it was {_described(before)}" if before else "the first",
-            seconds,
-        )
+        logger.info("the student for %s is prepared after %.2f s", mode.name, seconds)
 
     def _matrix(self, rgb_size: tuple[int, int], thermal_size: tuple[int, int]) -> Float32Array:
         sizes = (rgb_size, thermal_size)

@@ -33,6 +33,8 @@ def write_model_card(path: Path, student: Path, manifest: Manifest, checkpoint: 
         "exported": manifest.created,
         "weights SHA-256": f"`{manifest.weights_sha256}`",
     }
+    if manifest.git_revision.endswith("-dirty"):
+        facts["run"] += " (with changes that were not committed yet)"
     preset = PRESETS.get(run.name)
     if preset is not None and preset[1] == run:
         facts["made by"] = f"`python -m md_training train {run.name}`, then `evaluate` and `export`"

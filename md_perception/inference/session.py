@@ -70,15 +70,13 @@ class SessionSettings:
 class Student:
     """A checked student file in an ONNX Runtime session. `run` may be called from several threads.
 
-    path: the file. manifest: what it says of itself. provider: the execution provider in use.
-    precision: what the graph computes in.
+    path: the file. manifest: what it says of itself. precision: what the graph computes in.
     """
 
     def __init__(self, path: Path, manifest: Manifest, session: "onnxruntime.InferenceSession") -> None:
         """Use `load`, which checks the file."""
         self.path = path
         self.manifest = manifest
-        self.provider: str = session.get_providers()[0]
         self.precision: str = manifest.precision
         self._session = session
         self._outputs = [name for task in manifest.tasks for name in _OUTPUTS[task]]
@@ -102,6 +100,11 @@ class Student:
         _check_tensors(path, "input", file.inputs, _expected_inputs(manifest))
         _check_tensors(path, "output", file.outputs, _expected_outputs(manifest))
         return cls(path, manifest, _make_session(path, data, settings))
+
+    @property
+    def provider(self) -> str:
+        """The execution provider in use now: ONNX Runtime goes on with the next by itself when one fails in a run."""
+        return str(self._session.get_providers()[0])
 
     @property
     def uses_thermal(self) -> bool:
@@ -225,12 +228,18 @@ def _make_session(path: Path, data: bytes, settings: SessionSettings) -> "onnxru
         provider = PROVIDERS.get(name, name)
         reason = _why_unavailable(provider)
         if reason is None:
-            session = _create(path, data, provider, settings)
-            if session.get_providers()[0] == provider:
-                for failure in failures:
-                    logger.warning("%s; the student runs on %s", failure, provider)
-                return session
-            reason = "ONNX Runtime could not start it (its message is above): install the libraries that it names"
+            try:
+                session = _create(path, data, provider, settings)
+            except StudentError as error:  # the graph, or the provider: out of memory, a GPU that is too old
+                if name == wanted[-1]:
+                    raise
+                reason = str(error)
+            else:
+                if session.get_providers()[0] == provider:
+                    for failure in failures:
+                        logger.warning("%s; the student runs on %s", failure, provider)
+                    return session
+                reason = "ONNX Runtime could not start it (its message is above): install the libraries that it names"
         failures.append(f"{provider} does not work here: {reason}")
     raise StudentError(f"student {path} cannot be loaded: {'; '.join(failures)}")
 

@@ -40,7 +40,8 @@ IntArray = npt.NDArray[np.int64]
 Rules = Literal["matlab", "python2021"]
 
 OVERLAP = 0.5
-REFERENCES_FPPI: Float64Array = 10.0 ** np.arange(-2, 0.25, 0.25)
+# Not NumPy's power, whose 1e-1 is a rounding error too small with NumPy 1.26: a curve may have a point at .1 exactly.
+REFERENCES_FPPI: Float64Array = np.array([10.0 ** (step / 4 - 2) for step in range(9)])
 LOWEST_MISS_RATE = 1e-10
 
 TRUE_POSITIVE, FALSE_POSITIVE, LEFT_OUT = 1, 0, -1

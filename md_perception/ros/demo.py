@@ -205,6 +205,8 @@ class Graph:
     """The demo's own node: it asks the perception node for its state and carries the recorder. A context manager."""
 
     def __init__(self) -> None:
+        # The recorder, too, has to receive images: the same transport as the children.
+        os.environ.setdefault("FASTRTPS_DEFAULT_PROFILES_FILE", str(config_file("fastdds.xml")))
         rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
         self.node: Node = rclpy.create_node("md_demo")
         self._executor = SingleThreadedExecutor()

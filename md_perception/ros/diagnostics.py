@@ -3,6 +3,7 @@
 diagnostic_updater is not used: its tasks take the wall clock under use_sim_time, and it is not everywhere.
 """
 
+import math
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -42,6 +43,10 @@ class InputMonitor:
         self.description = description
         self.newest_stamp_ns = stamp_ns
         self._times.append((arrival_ns, stamp_ns))
+
+    def silent_s(self, now_ns: int) -> float:
+        """Return the time since the newest image arrived, s, infinite before the first."""
+        return (now_ns - self._times[-1][0]) / 1e9 if self._times else math.inf
 
     def rate_hz(self, now_ns: int) -> float:
         """Return images per second over the last seconds, 0 without any."""
@@ -118,7 +123,7 @@ def input_status(camera: str, state: InputState, monitor: InputMonitor, now_ns: 
 def pairing_status(policy: str, now: Counters, before: Counters, period_ns: int | None) -> DiagnosticStatus:
     """Return the status of pairing. now, before: counters at this and the last diagnosis. period_ns: thermal's."""
     problems = []
-    decided = (now.paired + now.unpaired) - (before.paired + before.unpaired)
+    decided = (now.paired + now.alone) - (before.paired + before.alone)
     share = (now.paired - before.paired) / decided if decided else 1.0
     thermal_came = now.thermal_received > before.thermal_received
     if share < 0.5 and thermal_came:
@@ -129,7 +134,7 @@ def pairing_status(policy: str, now: Counters, before: Counters, period_ns: int 
     values = {
         "policy": policy,
         "paired": now.paired,
-        "unpaired": now.unpaired,
+        "alone": now.alone,
         "paired share of the last second": f"{share:.3f}",
         "late": now.late,
         "time jumps": now.time_jumps,
@@ -168,12 +173,17 @@ def inference_status(students: Sequence[StudentState], timings: Timings, rgb_rat
     return _status("inference", problems, ", ".join(f"{s.name} on {s.provider}" for s in students), values)
 
 
-def mode_status(mode: Mode, reason: str, counters: Counters) -> DiagnosticStatus:
-    """Return the status of the operating mode and the counters. reason: why it is STALE, with the cure."""
+def mode_status(mode: Mode, reason: str, now: Counters, before: Counters) -> DiagnosticStatus:
+    """Return the status of the operating mode and the counters.
+
+    reason: why it is STALE, with the cure. now, before: as in pairing_status.
+    """
     problems = [reason] if mode == Mode.STALE else []
-    if counters.rejected:
-        problems.append(f"{counters.rejected} RGB images could not be processed since activation: the log says why")
-    values = {"mode": mode.name, **{name: getattr(counters, name) for name in _COUNTERS}}
+    if now.rejected > before.rejected:
+        problems.append(
+            f"{now.rejected - before.rejected} RGB images could not be processed in the last second: the log says why"
+        )
+    values = {"mode": mode.name, **{name: getattr(now, name) for name in _COUNTERS}}
     return _status("mode", problems, mode.name, values)
 
 

@@ -63,7 +63,11 @@ class Job:
 
 @dataclass(frozen=True)
 class Counters:
-    """What became of the RGB frames since activation, and how pairing went."""
+    """What became of the RGB frames since activation, and how pairing went.
+
+    unpaired: without a partner and without a student that could take them alone. alone: without a partner, whatever
+    became of them then.
+    """
 
     received: int = 0
     processed: int = 0
@@ -72,6 +76,7 @@ class Counters:
     rejected: int = 0
     waiting: int = 0
     paired: int = 0
+    alone: int = 0
     thermal_received: int = 0
     late: int = 0
     time_jumps: int = 0
@@ -188,6 +193,7 @@ class Intake:
                 received=pairing.rgb_received,
                 waiting=self._pairing.waiting + len(self._queue) + self._in_work,
                 paired=pairing.paired,
+                alone=pairing.unpaired,
                 thermal_received=pairing.thermal_received,
                 late=pairing.late,
                 time_jumps=pairing.time_jumps,

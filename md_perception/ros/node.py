@@ -1,5 +1,6 @@
 """The lifecycle node: it wires topics, parameters and timers to the rooms that do the work."""
 
+import contextlib
 import logging
 import math
 import os
@@ -16,14 +17,15 @@ from typing import Any
 
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from lifecycle_msgs.srv import ChangeState
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType
 from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValueException
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from rclpy.signals import SignalHandlerOptions
-from rclpy.task import Future
 from sensor_msgs.msg import CompressedImage, Image
 
 from md_perception.inference.manifest import ManifestError
@@ -74,6 +76,7 @@ class PerceptionNode(LifecycleNode):
         parameters.declare(self)
         self.add_on_set_parameters_callback(self._on_set_parameters)
         self.add_post_set_parameters_callback(self._after_set_parameters)
+        self._survive_impossible_transitions()
         # (rclpy's Node has a _parameters and a _publishers of its own.)
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._log_handler = _RosLogHandler(self)
@@ -143,6 +146,24 @@ class PerceptionNode(LifecycleNode):
         self._unconfigure()
         super().destroy_node()
 
+    def _survive_impossible_transitions(self) -> None:
+        """Answer a request for a transition that the state does not allow with `success: false`, as rclcpp does.
+
+        Jazzy's rclpy raises out of the service instead, which ends the process (https://github.com/ros2/rclpy/issues/1209).
+        """
+        service = self._service_change_state
+        change_state = service.callback
+
+        def answer(request: ChangeState.Request, response: ChangeState.Response) -> ChangeState.Response:
+            try:
+                return change_state(request, response)
+            except rclpy_implementation.RCLError as error:
+                self.get_logger().error(f"transition refused: {error}")
+                response.success = False
+                return response
+
+        service.callback = answer
+
     def _configure(self) -> None:
         logging.getLogger("md_perception").addHandler(self._log_handler)
         logging.getLogger("md_perception").setLevel(logging.INFO)
@@ -156,7 +177,10 @@ class PerceptionNode(LifecycleNode):
         self.get_logger().info("warming up")
         seconds = self._pipeline.warm_up(self._values.rgb_size, self._values.thermal_size)
         self.get_logger().info(f"warm after {seconds:.2f} s")
-        self._outputs = Publishers(self, *_classes(students))
+        try:
+            self._outputs = Publishers(self, *_classes(students))
+        except RuntimeError as error:  # rclpy's, for a QoS override that is none
+            raise ConfigurationError(str(error)) from None
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", qos.DIAGNOSTICS)
 
     def _load_students(self, wanted: Parameters) -> dict[Mode, Student]:
@@ -256,7 +280,7 @@ class PerceptionNode(LifecycleNode):
         """Log a change of the mode, once; say in STALE that nothing else comes."""
         if self._worker is None or self._intake is None or self._outputs is None:
             return
-        mode = self._intake.mode()
+        mode = self._mode_now(self._intake, self._worker)
         if mode is not self._mode:
             self.get_logger().info(f"mode {self._mode.name} -> {mode.name}{self._why_stale(mode, ': ')}")
             self._mode = mode
@@ -270,7 +294,7 @@ class PerceptionNode(LifecycleNode):
     def _on_diagnostics_timer(self) -> None:
         if self._worker is None or self._intake is None or self._values is None:
             return
-        ages, counters, mode = self._ages(), self._intake.counters(), self._intake.mode()
+        ages, counters, mode = self._ages(), self._intake.counters(), self._mode_now(self._intake, self._worker)
         statuses = [
             camera.diagnose(ages.rgb_s if name == "rgb" else ages.thermal_s) for name, camera in self._cameras.items()
         ]
@@ -283,7 +307,7 @@ class PerceptionNode(LifecycleNode):
                 self._worker.timings(),
                 self._cameras["rgb"].rate_hz(),
             ),
-            diagnostics.mode_status(mode, self._why_stale(mode), counters),
+            diagnostics.mode_status(mode, self._why_stale(mode), counters, self._diagnosed),
         ]
         self._diagnosed = counters
         stamp = self.get_clock().now().to_msg()
@@ -358,13 +382,21 @@ class PerceptionNode(LifecycleNode):
                     "train one for your cameras"
                 )
 
+    @staticmethod
+    def _mode_now(intake: Intake, worker: Worker) -> Mode:
+        """Return the operating mode: that of the cameras, STALE where they deliver but every frame is rejected."""
+        return Mode.STALE if worker.only_rejects else intake.mode()
+
     def _why_stale(self, mode: Mode, separator: str = "") -> str:
         """Say what is missing in STALE, and what to do."""
-        if mode is not Mode.STALE or not self._cameras:
+        if mode is not Mode.STALE or not self._cameras or self._values is None:
             return ""
-        silent = [camera.topic for camera in self._cameras.values() if camera.rate_hz() == 0.0]
+        timeout_s = self._values.health_timeout_s
+        silent = [camera.topic for camera in self._cameras.values() if camera.silent_s() > timeout_s]
         if silent:
             return f"{separator}no images on {' and '.join(silent)}: start the driver, or remap the topic"
+        if self._worker is not None and self._worker.only_rejects:
+            return f"{separator}every RGB image is rejected: the warnings in the log say why"
         return f"{separator}no RGB image finds a thermal partner: see the clocks of the cameras, and pairing.offset_s"
 
 
@@ -411,6 +443,10 @@ class _CameraInput:
     def rate_hz(self) -> float:
         """Return the images per second of the last seconds."""
         return self._monitor.rate_hz(self._clock_ns())
+
+    def silent_s(self) -> float:
+        """Return the time since an image arrived, infinite before the first."""
+        return self._monitor.silent_s(self._clock_ns())
 
     def diagnose(self, age_s: float) -> DiagnosticStatus:
         """Return the status for /diagnostics. age_s: of the newest stamp."""
@@ -495,13 +531,17 @@ def _spin(node: PerceptionNode, stop: threading.Event) -> int:
     """Serve the node on a thread of its own, so that this one, the main thread, is free for signals."""
     executor = SingleThreadedExecutor()
     executor.add_node(node)
-    # Executor.shutdown from another thread destroys what the spinning thread waits for; a future ends it cleanly.
-    finish = Future()
+    # Executor.shutdown from another thread destroys what the spinning thread waits for, and
+    # spin_until_future_complete adds one callback to its future at every turn (https://github.com/ros2/rclpy/pull/1702):
+    # a node that runs for days would grow by gigabytes. A guard condition ends the last turn instead.
+    finish = threading.Event()
+    wake = node.create_guard_condition(lambda: None)
     failed = threading.Event()
 
     def spin() -> None:
         try:
-            executor.spin_until_future_complete(finish)
+            while not finish.is_set():
+                executor.spin_once()
         except ExternalShutdownException:
             pass
         except Exception:
@@ -526,11 +566,13 @@ def _spin(node: PerceptionNode, stop: threading.Event) -> int:
         if parent_is_gone():
             node.get_logger().warning("the process that started this node is gone: ending")
             break
-    finish.set_result(None)
+    finish.set()
+    wake.trigger()
     thread.join()
     executor.shutdown()
     if rclpy.ok():
-        node.trigger_shutdown()
+        with contextlib.suppress(rclpy_implementation.RCLError):  # somebody has shut it down already
+            node.trigger_shutdown()
     return 1 if failed.is_set() else 0
 
 

@@ -288,6 +288,11 @@ class Parameters:
         """Check the values of all parameters, by name. Raises ParameterError."""
         for declaration in TABLE:
             declaration.check(values[declaration.name])
+        for name in ("student.warm_up_rgb_size", "student.warm_up_thermal_size"):
+            if any(values[name]) and not all(values[name]):
+                raise ParameterError(
+                    f"{name} is {list(values[name])}: give width and height, or two zeros for the size of the training"
+                )
         parameters = cls(**{declaration.field: values[declaration.name] for declaration in TABLE})
         try:
             parameters.session_settings()

@@ -105,6 +105,8 @@ class Player:
     def __init__(self, node: Node, bag: Bag, options: PlayOptions) -> None:
         if not options.rate > 0:
             raise BagError(f"a rate of {options.rate} is not possible: it must be above 0")
+        if not options.clock_hz >= 0:
+            raise BagError(f"{options.clock_hz} ticks of /clock a second are not possible: 0 or more are")
         self._bag = bag
         self._options = options
         known = bag.topics

@@ -1,6 +1,7 @@
 """The node's publishers: a perception and its status go in, messages go out."""
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from importlib import import_module
 from typing import Any
 
@@ -33,12 +34,19 @@ class Publishers:
         self._detection_classes = detection_classes
         self._segmentation_classes = segmentation_classes
         self._all: list[Any] = []
+        self._detections = self._mask = self._confidence = self._label_info = None
+        try:
+            self._advertise()
+        except Exception:  # an override of a QoS that cannot be
+            self.destroy()
+            raise
+
+    def _advertise(self) -> None:
         self._status = self._create("md_perception/msg/PerceptionStatus", "~/status")
         self._overlay = self._create("sensor_msgs/msg/Image", "~/overlay")
-        self._detections = self._mask = self._confidence = self._label_info = None
-        if detection_classes:
+        if self._detection_classes:
             self._detections = self._create("vision_msgs/msg/Detection2DArray", "~/detections")
-        if segmentation_classes:
+        if self._segmentation_classes:
             self._label_info = self._create("vision_msgs/msg/LabelInfo", "segmentation/label_info", latched=True)
             self._mask = self._create("sensor_msgs/msg/Image", "segmentation/mask")
             self._confidence = self._create("sensor_msgs/msg/Image", "segmentation/confidence")
@@ -71,7 +79,7 @@ class Publishers:
         publisher = self._node.create_lifecycle_publisher(
             message_class(message),
             topic,
-            LATCHED if latched else RESULT,
+            copy(LATCHED if latched else RESULT),  # rclpy writes what is overridden into the profile that it is given
             # The durability of what is latched is no matter of taste.
             qos_overriding_options=None if latched else publisher_overrides(),
         )

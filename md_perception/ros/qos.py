@@ -133,6 +133,8 @@ class CameraSubscription:
         offered = self._offered()
         if not offered or self._subscription is None:
             return  # nobody to follow: keep what there is rather than flap while a driver restarts
+        if self._of_reliability and all(offer == ReliabilityPolicy.RELIABLE for offer in offered):
+            self._incompatible = ""  # the publisher that was shut out is gone
         reliability = choose_reliability(self._wish, offered)
         if reliability == self._reliability:
             return
@@ -147,6 +149,11 @@ class CameraSubscription:
         if self._subscription is not None:
             self._node.destroy_subscription(self._subscription)
             self._subscription = None
+
+    @property
+    def _of_reliability(self) -> bool:
+        """Whether a publisher is shut out by its reliability."""
+        return self._incompatible.upper().endswith("RELIABILITY")
 
     def _offered(self) -> list[ReliabilityPolicy]:
         infos = self._node.get_publishers_info_by_topic(self.topic)
@@ -167,7 +174,7 @@ class CameraSubscription:
 
     def _on_incompatible(self, event: Any) -> None:
         self._incompatible = qos_policy_name_from_kind(event.last_policy_kind)
-        if self._wish == "auto" and self._incompatible.upper().endswith("RELIABILITY"):
+        if self._wish == "auto" and self._of_reliability:
             self.update()  # cured here and now; nothing to tell the user but the change itself
             if not self._incompatible:
                 return

@@ -17,6 +17,9 @@ from md_perception.ros.publishers import Publishers
 LATENCY_FRAMES = 300
 """Frames over which the percentiles in the status run."""
 
+REJECTED_IN_A_ROW = 3
+"""Rejected frames in a row after which nothing usable can be said to come in."""
+
 JOIN_S = 2.0
 """Longest that `stop` waits for the frame in work."""
 
@@ -66,6 +69,8 @@ class Worker:
         self._cycle = RollingLatency(LATENCY_FRAMES)
         self._inference = RollingLatency(LATENCY_FRAMES)
         self._publish_ms = 0.0
+        self._abandoned = False
+        self._rejected_in_a_row = 0
         self._thread = threading.Thread(target=self._run, name="md_perception worker", daemon=True)
 
     def start(self) -> None:
@@ -73,10 +78,19 @@ class Worker:
         self._thread.start()
 
     def stop(self) -> bool:
-        """Close the intake and wait for the frame in work. Returns whether the thread ended in time."""
+        """Close the intake and wait for the frame in work. Returns whether the thread ended in time.
+
+        A frame that takes longer is not published any more: by then the node may be active again.
+        """
         self._intake.close()
         self._thread.join(JOIN_S)
-        return not self._thread.is_alive()
+        self._abandoned = self._thread.is_alive()
+        return not self._abandoned
+
+    @property
+    def only_rejects(self) -> bool:
+        """Whether the last frames, several in a row, were all rejected: the cameras deliver, but nothing usable."""
+        return self._rejected_in_a_row >= REJECTED_IN_A_ROW
 
     def timings(self) -> Timings:
         """Return how long the last frames took."""
@@ -103,19 +117,26 @@ class Worker:
             try:
                 self._process(job)
             except RejectedFrame as error:
-                self._intake.rejected()
+                self._reject()
                 self._warn(f"RGB image rejected: {error}")
             except Exception:  # whatever it is, the next frame may do better; it is counted and told
-                self._intake.rejected()
+                self._reject()
                 self._error(f"RGB image rejected after an unforeseen error:\n{traceback.format_exc()}")
             else:
+                self._rejected_in_a_row = 0
                 self._intake.processed()
                 self._cycle.add(1e3 * (time.perf_counter() - start))
+
+    def _reject(self) -> None:
+        self._rejected_in_a_row += 1
+        self._intake.rejected()
 
     def _process(self, job: Job) -> None:
         thermal = None if job.thermal is None else job.thermal.message
         work = self._pipeline.prepare(job.rgb.message, thermal, job.waited_ns / 1e6)
         perception = self._pipeline.infer(work)
+        if self._abandoned:
+            raise RejectedFrame("its result came after the node was deactivated")
         self._inference.add(perception.times.inference_ms)
         self._publishers.publish_status(self._status(perception))
         self._publish(perception, work)

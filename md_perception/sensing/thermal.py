@@ -126,7 +126,7 @@ class ThermalNormaliser:
             )
         fits = {
             "agc8": values.dtype == np.uint8,
-            "grey_rgb8": values.ndim == 3,
+            "grey_rgb8": values.ndim == 3 and values.dtype == np.uint8,
             "counts": values.ndim == 2 and values.dtype in (np.uint16, np.float32),
             "centikelvin": values.ndim == 2 and values.dtype in (np.uint16, np.float32),
             "celsius": values.dtype == np.float32,
@@ -212,7 +212,7 @@ def percentile_range(
 
 
 def to_8bit(values: Float32Array, low: float, high: float) -> UInt8Image:
-    """Map low..high linearly to 0..255, clipped and rounded; not-finite values become 0.
+    """Map low..high linearly to 0..255, clipped and rounded; NaN becomes 0.
 
     values: float32 (h, w). Returns uint8 (h, w), warm is bright.
     """

@@ -117,21 +117,34 @@ class Vehicle:
 
     # Lifecycle and parameters
 
-    def call(self, service_type: type, name: str, request: Any) -> Any:
+    def call(self, service_type: type, name: str, request: Any, *, patience_s: float = TIMEOUT_S) -> Any:
+        """Call a service of the node.
+
+        patience_s: ask again after so long: an answer that goes out before the server has found the client is lost.
+        Only for requests that may be served twice.
+        """
         if name not in self._clients:
             self._clients[name] = self.node.create_client(service_type, name)
         client = self._clients[name]
         assert client.wait_for_service(TIMEOUT_S), f"service {name} does not appear"
-        future = client.call_async(request)
-        poll(future.done, f"an answer of {name}")
-        return future.result()
+        end = time.monotonic() + TIMEOUT_S
+        while time.monotonic() < end:
+            future = client.call_async(request)
+            asked = time.monotonic()
+            while time.monotonic() - asked < patience_s:
+                if future.done():
+                    return future.result()
+                time.sleep(0.005)
+            client.remove_pending_request(future)
+        pytest.fail(f"waited {TIMEOUT_S:.0f} s for an answer of {name}")
 
     def change(self, transition: int) -> bool:
         request = ChangeState.Request(transition=Transition(id=transition))
         return bool(self.call(ChangeState, "/md_perception/change_state", request).success)
 
     def state(self) -> int:
-        return int(self.call(GetState, "/md_perception/get_state", GetState.Request()).current_state.id)
+        answer = self.call(GetState, "/md_perception/get_state", GetState.Request(), patience_s=2.0)
+        return int(answer.current_state.id)
 
     def configure(self) -> bool:
         return self.change(Transition.TRANSITION_CONFIGURE)
@@ -173,6 +186,10 @@ class Vehicle:
         if matched:
             poll(lambda: publisher.get_subscription_count() > 0, f"a subscription of {topic}")
         return publisher
+
+    def end_camera(self, topic: str) -> None:
+        """Destroy the publisher of a topic."""
+        self.node.destroy_publisher(self._publishers.pop(topic))
 
     def simulated_clock(self) -> Callable[[int], None]:
         """Return a function that sets /clock, ns."""

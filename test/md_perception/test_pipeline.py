@@ -111,15 +111,18 @@ def test_without_a_homography_the_matrix_follows_the_image_sizes(fused: Student)
         np.testing.assert_allclose(boxes[2], [0, 0, *size], rtol=1e-6)
 
 
-def test_new_sizes_are_announced_once_and_warmed_up(fused: Student, caplog: pytest.LogCaptureFixture) -> None:
+def test_new_sizes_are_announced_once_before_they_are_warmed_up(
+    fused: Student, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO, "md_perception.pipeline")
     pipeline = Pipeline({Mode.FUSED: fused})
     for size in [(64, 48), (64, 48), (80, 60), (80, 60)]:
         process(pipeline, rgb_message(size=size), thermal_message())
     texts = [record.getMessage() for record in caplog.records]
-    assert len(texts) == 2
-    assert texts[0].startswith("FUSED input is RGB 64x48, thermal 16x12, the first: the student was prepared")
-    assert texts[1].startswith("FUSED input is RGB 80x60, thermal 16x12, it was RGB 64x48, thermal 16x12:")
+    assert len(texts) == 4
+    assert texts[0] == "FUSED input is RGB 64x48, thermal 16x12, the first: preparing the student for it"
+    assert texts[1].startswith("the student for FUSED is prepared after ")
+    assert texts[2].startswith("FUSED input is RGB 80x60, thermal 16x12, it was RGB 64x48, thermal 16x12: preparing")
 
 
 def test_after_a_warm_up_with_the_right_sizes_nothing_is_announced(

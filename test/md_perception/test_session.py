@@ -289,6 +289,35 @@ def test_a_provider_that_was_asked_for_and_does_not_work_is_an_error(
     assert Student.load(path, SessionSettings(providers=("cuda", "cpu"))).provider == "CPUExecutionProvider"
 
 
+def test_a_provider_that_fails_to_start_gives_way_to_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    create = session._create
+
+    def out_of_memory(path: Path, data: bytes, provider: str, settings: SessionSettings) -> object:
+        if provider == "CUDAExecutionProvider":
+            raise StudentError("CUDA failure 2: out of memory")
+        return create(path, data, provider, settings)
+
+    monkeypatch.setattr(session, "_why_unavailable", lambda provider: None)
+    monkeypatch.setattr(session, "_create", out_of_memory)
+    path = write_tiny_student(tmp_path / "tiny.onnx")
+    assert Student.load(path).provider == "CPUExecutionProvider"
+    assert "CUDAExecutionProvider does not work here: CUDA failure 2: out of memory" in caplog.text
+    with pytest.raises(StudentError, match="out of memory"):
+        Student.load(path, SessionSettings(providers=("cuda",)))
+
+
+def test_the_provider_is_the_one_in_use_even_after_onnxruntime_has_changed_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    student = Student.load(write_tiny_student(tmp_path / "tiny.onnx"), CPU)
+    monkeypatch.setattr(student._session, "get_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    assert student.provider == "CUDAExecutionProvider"
+    monkeypatch.undo()  # as after a run that failed on the GPU
+    assert student.provider == "CPUExecutionProvider"
+
+
 def test_a_provider_that_onnxruntime_silently_leaves_out_is_not_taken_for_granted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

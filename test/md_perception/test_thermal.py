@@ -101,6 +101,12 @@ def test_a_declaration_that_the_message_contradicts_is_refused(declared: str, en
         ThermalNormaliser(ThermalSettings(encoding=declared), "/flir")(image_message(np.ones((4, 4), dtype), encoding))
 
 
+def test_a_colour_png_of_sixteen_bits_is_refused() -> None:
+    message = compressed_message(np.full((4, 4, 3), 300, np.uint16), "png", message_format="png")
+    with pytest.raises(ImageError, match=r"thermal\.encoding 'grey_rgb8' needs rgb8 or bgr8"):
+        ThermalNormaliser(ThermalSettings(encoding="grey_rgb8"))(message)
+
+
 def pseudo_colour() -> np.ndarray:
     return np.ascontiguousarray(cv2.applyColorMap(as_trained(scene_kelvin()), cv2.COLORMAP_INFERNO)[..., ::-1])
 

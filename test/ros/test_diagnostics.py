@@ -56,6 +56,13 @@ def inference(state: StudentState, cycle_ms: float, rate_hz: float) -> Diagnosti
     return diagnostics.inference_status([state], timings, rate_hz)
 
 
+def test_a_camera_is_silent_since_its_newest_image_and_for_ever_before_the_first():
+    monitor, now_ns = fed([33] * 60)
+    assert monitor.silent_s(now_ns + 1200 * MS) == pytest.approx(1.2)
+    assert monitor.rate_hz(now_ns + 1200 * MS) > 0  # the rate is that of some seconds, and still falls
+    assert InputMonitor().silent_s(now_ns) == math.inf
+
+
 def test_rate_and_share_of_a_regular_camera():
     monitor, now_ns = fed([33] * 60)
     assert monitor.rate_hz(now_ns) == pytest.approx(1000 / 33)
@@ -94,14 +101,12 @@ def test_a_silent_input_is_a_warning_with_the_cure(input_state, texts):
 
 
 def test_pairing_warns_when_most_frames_of_the_last_second_are_alone_though_thermal_comes():
-    before = Counters(paired=100, unpaired=0, thermal_received=50)
-    bad = diagnostics.pairing_status(
-        "nearest", Counters(paired=105, unpaired=25, thermal_received=59), before, 115 * MS
-    )
+    before = Counters(paired=100, alone=0, thermal_received=50)
+    bad = diagnostics.pairing_status("nearest", Counters(paired=105, alone=25, thermal_received=59), before, 115 * MS)
     assert bad.level == DiagnosticStatus.WARN
     assert "17% of the RGB images find a thermal partner" in bad.message
     assert "pairing.offset_s" in bad.message
-    silent = diagnostics.pairing_status("nearest", Counters(paired=105, unpaired=25, thermal_received=50), before, None)
+    silent = diagnostics.pairing_status("nearest", Counters(paired=105, alone=25, thermal_received=50), before, None)
     assert silent.level == DiagnosticStatus.OK  # the input's own status says so
     good = diagnostics.pairing_status("nearest", Counters(paired=130, thermal_received=59), before, None)
     assert (good.level, good.message) == (DiagnosticStatus.OK, "100% paired")
@@ -130,7 +135,7 @@ def test_inference_warns_of_a_student_that_never_saw_a_real_image():
 
 def test_mode_and_counters():
     counters = Counters(received=10, processed=6, dropped=2, unpaired=1, rejected=0, waiting=1)
-    status = diagnostics.mode_status(Mode.FUSED, "", counters)
+    status = diagnostics.mode_status(Mode.FUSED, "", counters, Counters())
     assert (status.level, status.message) == (DiagnosticStatus.OK, "FUSED")
     assert {v.key: v.value for v in status.values} == {
         "mode": "FUSED",
@@ -141,14 +146,16 @@ def test_mode_and_counters():
         "rejected": "0",
         "waiting": "1",
     }
-    stale = diagnostics.mode_status(Mode.STALE, "no images on /rgb/image_raw: start the driver", Counters(rejected=3))
+    reason, rejected = "no images on /rgb/image_raw: start the driver", Counters(rejected=5)
+    stale = diagnostics.mode_status(Mode.STALE, reason, rejected, Counters(rejected=2))
     assert stale.level == DiagnosticStatus.WARN
     assert "/rgb/image_raw" in stale.message
-    assert "3 RGB images could not be processed" in stale.message
+    assert "3 RGB images could not be processed in the last second" in stale.message
+    assert diagnostics.mode_status(Mode.FUSED, "", rejected, rejected).level == DiagnosticStatus.OK
 
 
 def test_the_message_carries_the_stamp_and_the_name_of_the_node():
-    status = diagnostics.mode_status(Mode.FUSED, "", Counters())
+    status = diagnostics.mode_status(Mode.FUSED, "", Counters(), Counters())
     message = diagnostics.diagnostic_array(Time(sec=7), "car/md_perception", [status])
     assert message.header.stamp.sec == 7
     assert [(s.name, s.hardware_id) for s in message.status] == [("car/md_perception: mode", "car/md_perception")]

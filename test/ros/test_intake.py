@@ -99,7 +99,7 @@ def test_without_a_visible_only_student_a_frame_without_partner_is_unpaired() ->
     assert intake.counters().waiting == 1
     clock.now_ns += 151 * MS
     assert intake.take(wait=False) is None
-    assert intake.counters() == Counters(received=1, unpaired=1)
+    assert intake.counters() == Counters(received=1, unpaired=1, alone=1)
     assert intake.mode() is Mode.STALE
 
 
@@ -129,6 +129,7 @@ def test_the_visible_only_student_takes_over_after_the_timeout_and_hands_back_af
     # The last two are decided together, and a worker that was away for more than a period takes the newer.
     assert alone == [900, 1000, 1100, 1200, 1400]
     assert (counters.unpaired, counters.processed, counters.dropped) == (8, 6, 1)
+    assert (counters.paired, counters.alone) == (1, 14)
     jobs.clear()
     for stamp in range(2000, 2160, 40):
         feed_pairs(intake, clock, range(stamp, stamp + 40, 40))

@@ -9,7 +9,7 @@ from diagnostic_msgs.msg import DiagnosticStatus
 from lifecycle_msgs.msg import State
 from sensor_msgs.msg import CompressedImage, Image
 from tiny_student import tiny_manifest, write_tiny_student
-from vehicle import BEST_EFFORT, LATCHED, header_ns, poll, soon_s
+from vehicle import BEST_EFFORT, LATCHED, RELIABLE, header_ns, poll, soon_s
 from vision_msgs.msg import Detection2DArray, LabelInfo
 
 from md_perception.inference.session import Student
@@ -58,6 +58,46 @@ def test_configure_activate_frames_deactivate_cleanup_and_again(start_node, vehi
         # Nothing of it is left on the graph.
         poll(lambda: vehicle.node.count_publishers("/md_perception/detections") == 0, "the end of the publisher")
         assert vehicle.node.count_subscribers("/rgb/image_raw") == 0
+
+
+def test_a_transition_that_the_state_does_not_allow_is_refused_and_costs_nothing(start_node, vehicle, capfd):
+    start_node()
+    assert not vehicle.activate()  # out of unconfigured
+    assert "transition refused" in capfd.readouterr().err
+    vehicle.start()
+    assert not vehicle.configure()
+    assert not vehicle.activate()
+    stamp = vehicle.now_ns()
+    vehicle.send_pair(stamp)
+    assert vehicle.status_of(stamp).processed == 1
+
+
+def test_an_overridden_qos_is_that_of_its_topic_alone(start_node, vehicle):
+    prefix = "qos_overrides./segmentation/mask.publisher"
+    start_node(**{f"{prefix}.reliability": "best_effort", f"{prefix}.depth": 1})
+    for _ in range(2):
+        assert vehicle.configure()
+        found = {
+            topic: vehicle.node.get_publishers_info_by_topic(topic)[0].qos_profile.reliability
+            for topic in ("/segmentation/mask", "/segmentation/confidence", "/md_perception/status")
+            if poll(lambda t=topic: vehicle.node.count_publishers(t) == 1, f"the publisher of {topic}")
+        }
+        assert found == {
+            "/segmentation/mask": BEST_EFFORT.reliability,
+            "/segmentation/confidence": RELIABLE.reliability,
+            "/md_perception/status": RELIABLE.reliability,
+        }
+        assert vehicle.cleanup()
+        poll(lambda: vehicle.node.count_publishers("/segmentation/mask") == 0, "the end of the publishers")
+
+
+def test_a_qos_that_does_not_exist_leaves_the_node_unconfigured_with_the_reason(start_node, vehicle, capfd):
+    start_node(**{"qos_overrides./segmentation/mask.publisher.reliability": "perhaps"})
+    assert not vehicle.configure()
+    error = capfd.readouterr().err
+    assert "not configured: Unexpected QoS override for policy `reliability`: `perhaps`" in error
+    assert "Traceback" not in error
+    poll(lambda: vehicle.node.count_publishers("/md_perception/status") == 0, "the end of the other publishers")
 
 
 def test_results_carry_the_rgb_header_and_lie_in_rgb_pixels(start_node, vehicle):
@@ -235,6 +275,24 @@ def test_a_missing_topic_gives_stale_statuses_and_a_diagnosis_that_names_it(star
     assert "/boson/image_raw" in mode.message
 
 
+def test_cameras_that_fall_silent_are_named_as_soon_as_the_mode_is_stale(start_node, vehicle, capfd):
+    start_node(health__timeout_s=0.3)
+    vehicle.start()
+    stamp = vehicle.now_ns()
+    for i in range(3):
+        vehicle.send_pair(stamp + i * 40 * MS)
+    vehicle.status_of(stamp + 2 * 40 * MS)
+    log = ""
+
+    def told() -> bool:
+        nonlocal log
+        log += capfd.readouterr().err
+        return "FUSED -> STALE" in log
+
+    poll(told, "the change of the mode")
+    assert "FUSED -> STALE: no images on /rgb/image_raw and /thermal/image_raw: start the driver" in log
+
+
 def test_diagnostics_describe_inputs_pairing_and_student(start_node, vehicle):
     start_node()
     diagnoses = vehicle.listen_to_diagnostics()
@@ -291,6 +349,11 @@ def test_an_incompatible_publisher_is_warned_of_with_the_cure(start_node, vehicl
     assert "set its reliability parameter to 'auto'" in found.message
     assert "/rgb/image_raw: a publisher offers an incompatible RELIABILITY" in capfd.readouterr().err
 
+    # The driver comes back with another QoS: the warning goes with its cause.
+    vehicle.end_camera("/rgb/image_raw")
+    vehicle.camera("/rgb/image_raw")
+    poll(lambda: (s := diagnosis(diagnoses, "rgb input")) and "no image arrives" in s.message, "the new diagnosis")
+
 
 def test_the_overlay_is_drawn_only_for_a_subscriber(start_node, vehicle, monkeypatch):
     drawn = []
@@ -329,6 +392,37 @@ def test_an_image_that_cannot_be_decoded_costs_only_itself(start_node, vehicle, 
     assert_balanced(status)
     error = capfd.readouterr().err
     assert "RGB image rejected: /rgb/image_raw: 64x48 rgb8 needs a step of at least 192 bytes" in error
+
+
+def test_status_says_stale_while_the_cameras_deliver_but_every_image_is_rejected(start_node, vehicle):
+    start_node()
+    diagnoses = vehicle.listen_to_diagnostics()
+    vehicle.start()
+    start = vehicle.now_ns()
+    colours = np.zeros((12, 16, 3), np.uint8)
+    colours[..., 0] = 200  # a palette: three channels that differ
+    sent = 0
+
+    def stale() -> bool:
+        nonlocal sent
+        stamp = start + sent * 50 * MS
+        vehicle.camera("/thermal/image_raw").publish(vehicle.image(colours, "rgb8", stamp, "thermal_optical"))
+        vehicle.camera("/rgb/image_raw").publish(
+            vehicle.image(np.zeros((48, 64, 3), np.uint8), "rgb8", stamp, "rgb_optical")
+        )
+        sent += 1
+        time.sleep(0.05)
+        return any(s.mode == PerceptionStatus.MODE_STALE and s.rejected >= 3 for s in vehicle.statuses)
+
+    poll(stale, "a status that says so")
+    assert all(status.processed == 0 for status in vehicle.statuses)
+    reason = "every RGB image is rejected: the warnings in the log say why"
+    poll(
+        lambda: stale() and any(reason in s.message for d in diagnoses for s in d.status), "the reason in /diagnostics"
+    )
+    good = start + (sent + 10) * 50 * MS
+    vehicle.send_pair(good)
+    assert vehicle.status_of(good).mode == PerceptionStatus.MODE_FUSED
 
 
 def test_an_unforeseen_error_costs_one_frame_and_never_the_worker(start_node, vehicle, monkeypatch, capfd):

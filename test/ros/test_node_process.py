@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from lifecycle_msgs.msg import State
+from lifecycle_msgs.msg import State, Transition
 from vehicle import TIMEOUT_S, poll, soon_s
 
 from md_perception.msg import PerceptionStatus
@@ -69,6 +69,17 @@ def test_a_signal_ends_an_autostarted_node_under_load_cleanly_and_soon(run, vehi
     assert last.received_rgb > 3
     assert last.received_rgb == last.processed + last.dropped + last.unpaired_rgb + last.rejected
     poll(lambda: vehicle.node.count_publishers("/md_perception/detections") == 0, "the end of its publishers")
+
+
+def test_a_signal_ends_a_node_cleanly_that_was_shut_down_through_its_lifecycle(run, vehicle):
+    process = run()
+    poll(lambda: vehicle.state() == State.PRIMARY_STATE_UNCONFIGURED, "its answer")
+    assert vehicle.change(Transition.TRANSITION_UNCONFIGURED_SHUTDOWN)
+    assert vehicle.state() == State.PRIMARY_STATE_FINALIZED
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 0, output
+    assert "Traceback" not in output
 
 
 def test_autostart_that_fails_ends_with_exit_code_1_and_the_reason(run):

@@ -108,6 +108,7 @@ def test_values_reach_the_settings_in_their_units():
         ("registration.homography", [1.0] * 8, "registration.homography has 8 elements: 9 are needed"),
         ("student.providers", ["gpu"], "unknown execution providers ['gpu']"),
         ("student.warm_up_rgb_size", [640, -1], "student.warm_up_rgb_size is -1: it must lie between 0 and 16384"),
+        ("student.warm_up_thermal_size", [0, 120], "student.warm_up_thermal_size is [0, 120]: give width and height"),
     ],
 )
 def test_a_bad_value_is_refused_with_the_reason(name, value, reason):
