@@ -35,18 +35,24 @@ def train(
     out: Path | None = None,
     workers: int = max(1, (os.cpu_count() or 2)),
     device: str = "cpu",
+    resume: bool = False,
+    tensorboard: bool = True,
 ) -> None:
     """Train a preset, e.g. `train scenes-demo`; every setting of the run can be overridden by its option.
 
     Args:
         run: Name of the preset; `train NAME --help` lists its settings.
-        out: Folder for checkpoint.pt, run.json and metrics.jsonl; by default runs/NAME.
+        out: Folder for checkpoint.pt, run.json, metrics.jsonl and TensorBoard; by default runs/NAME.
         workers: Processes that render scenes before the training starts.
         device: `cpu`, `cuda` or `cuda:N`.
+        resume: Go on from the folder's checkpoint.pt, exactly as if the run had not stopped; start where there is none.
+        tensorboard: Write TensorBoard's events beside metrics.jsonl.
     """
     from md_training.train import train as run_training
 
-    run_training(run, out or Path("runs") / run.name, workers=workers, device=device)
+    run_training(
+        run, out or Path("runs") / run.name, workers=workers, device=device, resume=resume, tensorboard=tensorboard
+    )
 
 
 def evaluate(

@@ -20,7 +20,10 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A trained (or half trained) network. metrics: name to figure, as the last evaluation found them."""
+    """A trained (or half trained) network.
+
+    metrics: name to figure, as the last evaluation found them. teachers: run ids of those it was distilled from.
+    """
 
     run: Run
     run_id: str
@@ -28,9 +31,26 @@ class Checkpoint:
     network: Network
     metrics: dict[str, float]
     git_revision: str
+    teachers: tuple[str, ...] = ()
 
 
-def save(path: Path, checkpoint: Checkpoint, optimiser: torch.optim.Optimizer | None = None) -> None:
+@dataclass(frozen=True)
+class Progress:
+    """What a run needs besides its network to go on exactly where it stopped.
+
+    optimiser: its state dict. random: states of torch's global generators, the CPU's first. trained: the weights that
+    are trained, where the network holds their moving average, with its count of updates. window: the terms of the
+    steps since the last line of the log.
+    """
+
+    optimiser: dict[str, Any]
+    random: tuple[torch.Tensor, ...]
+    trained: dict[str, torch.Tensor] | None
+    averaged_steps: int
+    window: tuple[dict[str, float], ...]
+
+
+def save(path: Path, checkpoint: Checkpoint, progress: Progress | None = None) -> None:
     """Write the file beside its place and move it there, so that a killed process leaves the last one intact."""
     content = {
         "format": FORMAT,
@@ -38,10 +58,19 @@ def save(path: Path, checkpoint: Checkpoint, optimiser: torch.optim.Optimizer | 
         "run_id": checkpoint.run_id,
         "step": checkpoint.step,
         "network": checkpoint.network.state_dict(),
-        "optimiser": optimiser.state_dict() if optimiser is not None else None,
+        "optimiser": None,
         "metrics": checkpoint.metrics,
         "git_revision": checkpoint.git_revision,
+        "teachers": list(checkpoint.teachers),
     }
+    if progress is not None:
+        content |= {
+            "optimiser": progress.optimiser,
+            "random": list(progress.random),
+            "trained": progress.trained,
+            "averaged_steps": progress.averaged_steps,
+            "window": list(progress.window),
+        }
     _write(path, content)
 
 
@@ -70,6 +99,21 @@ def load(path: Path) -> Checkpoint:
         network.eval(),
         content["metrics"],
         content["git_revision"],
+        tuple(content.get("teachers", ())),
+    )
+
+
+def load_progress(path: Path) -> Progress:
+    """Read what `train` needs to go on. Raises CheckpointError, as `load` does, and where it was not saved."""
+    content = _read(path)
+    if content.get("optimiser") is None or "random" not in content:
+        raise CheckpointError(f"{path} holds no state of the training: it cannot be resumed, only used")
+    return Progress(
+        content["optimiser"],
+        tuple(content["random"]),
+        content["trained"],
+        content["averaged_steps"],
+        tuple(content["window"]),
     )
 
 

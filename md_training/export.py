@@ -130,6 +130,7 @@ def export(
         weights_storage="int8" if compress_weights else "fp32",
         score_threshold=score_threshold,
         run_id=checkpoint.run_id,
+        teacher_run_ids=checkpoint.teachers,
         training_data=run.data.description(),
         seen_real_images=False,
         metrics=checkpoint.metrics,

@@ -8,6 +8,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from md_training.data.augment import Augmentation
 from md_training.data.synthetic import SceneData
+from md_training.distillation import DistillationSettings
 from md_training.models.networks import NetworkSettings
 from md_training.models.pspnet import PSPNetSettings
 from md_training.models.retinanet import RetinaNetSettings
@@ -35,10 +36,16 @@ class Optimisation:
     """`auto` is bf16 autocast where the processor computes it natively, else fp32; losses are always fp32."""
     clip_norm: float = 0.0
     """Largest norm of the gradient; 0 is off."""
+    ema_decay: float = 0.0
+    """Of the moving average of the weights that is evaluated, saved and exported, e.g. 0.999; 0 is off."""
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch_size < 2:
             raise ValueError(f"{self.steps} steps of {self.batch_size} images: at least 1 step of 2 (BatchNorm)")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(
+                f"ema_decay {self.ema_decay}: 0 is off, else the part of the average that is kept, below 1"
+            )
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,11 @@ class Run:
     data: Annotated[SceneData, tyro.conf.arg(name="")] = field(default_factory=SceneData)
     augmentation: Annotated[Augmentation, tyro.conf.arg(name="")] = field(default_factory=Augmentation)
     optimisation: Annotated[Optimisation, tyro.conf.arg(name="")] = field(default_factory=Optimisation)
+    teachers: tuple[str, ...] = ()
+    """checkpoint.pt of each frozen teacher, one per task that the student distils; without any, it is trained
+    natively."""
+    distillation: DistillationSettings = field(default_factory=DistillationSettings)
+    """What is transferred from the teachers, and how."""
     backbone_weights: str = "none"
     """First weights of the backbone: `none`, `imagenet` (downloaded by torchvision) or the path of a torchvision
     ResNet-18 state dict."""
@@ -67,6 +79,8 @@ class Run:
     def __post_init__(self) -> None:
         if min(self.log_every, self.evaluate_every, self.checkpoint_every) < 1:
             raise ValueError("log_every, evaluate_every and checkpoint_every are steps: at least 1")
+        if self.teachers and self.network.architecture != "one_stream":
+            raise ValueError(f"teachers teach a one_stream student, not a {self.network.architecture} network")
 
     def to_json(self) -> dict[str, Any]:
         """Return the run as plain JSON types."""

@@ -22,7 +22,7 @@ from md_perception.labels import SEGMENTATION
 from md_perception.results import Float32Array, Int64Array, UInt8Image
 from md_perception.sensing.registration import sampling_matrix
 from md_perception.sensing.thermal import resize_to_sensor
-from md_training.data.sample import Sample
+from md_training.data.sample import Sample, ThermalView
 from md_training.data.splits import DataError, Split, all_names, read_split
 from md_training.losses import IGNORED_PIXEL
 
@@ -69,7 +69,7 @@ NATIVE = Degradation()
 
 def degraded(sample: Sample, degradation: Degradation) -> Sample:
     """Return the sample as a coarser thermal sensor would have given it; before any augmentation, or zooming would
-    change the sensor. The teacher takes the sample that went in, the student the one that comes out.
+    change the sensor. What a teacher is shown stays in it as `full`.
     """
     height, width = sample.thermal.shape
     size = degradation.size((width, height))
@@ -80,6 +80,7 @@ def degraded(sample: Sample, degradation: Degradation) -> Sample:
         sample,
         thermal=resize_to_sensor(sample.thermal, size, degradation.resampling),
         rgb_to_thermal=(between @ sample.rgb_to_thermal.astype(np.float64)).astype(np.float32),
+        full=sample.full or ThermalView(sample.thermal, sample.rgb_to_thermal),
     )
 
 

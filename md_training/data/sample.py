@@ -11,6 +11,14 @@ from md_training.preprocess import FILL, boxes_to_network, letterbox_rgb
 
 
 @dataclass(frozen=True)
+class ThermalView:
+    """A thermal image and where it looks: image and rgb_to_thermal as in Sample."""
+
+    image: UInt8Image
+    rgb_to_thermal: Float32Array
+
+
+@dataclass(frozen=True)
 class Sample:
     """A pair of images with its truth.
 
@@ -18,7 +26,8 @@ class Sample:
     rgb_to_thermal: float32 (3, 3), from RGB to thermal pixel coordinates (centres at integers).
     boxes: float32 (G, 4), xyxy, RGB px. labels: int64 (G,), ids of labels.DETECTION. ignored: bool (G,), too small or
     too hidden to be asked for: neither object nor background. mask: uint8 (H, W), ids of labels.SEGMENTATION, or 255.
-    night: taken in the dark. name: says where it comes from.
+    night: taken in the dark. name: says where it comes from. full: the thermal image before it was degraded to the
+    sensor of this sample, for a teacher; None where it was not degraded, or no teacher needs it.
     """
 
     rgb: UInt8Image
@@ -30,6 +39,7 @@ class Sample:
     mask: UInt8Image
     night: bool
     name: str
+    full: ThermalView | None = None
 
 
 def at_network_size(sample: Sample, input_size: tuple[int, int]) -> Sample:
@@ -49,10 +59,16 @@ def at_network_size(sample: Sample, input_size: tuple[int, int]) -> Sample:
     to_camera = np.array(
         [[1 / scale, 0, (0.5 - left) / scale - 0.5], [0, 1 / scale, (0.5 - top) / scale - 0.5], [0, 0, 1]]
     )
+
+    def from_network(rgb_to_thermal: Float32Array) -> Float32Array:
+        return (rgb_to_thermal.astype(np.float64) @ to_camera).astype(np.float32)
+
+    full = sample.full
     return replace(
         sample,
         rgb=rgb.round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy(),
-        rgb_to_thermal=(sample.rgb_to_thermal.astype(np.float64) @ to_camera).astype(np.float32),
+        rgb_to_thermal=from_network(sample.rgb_to_thermal),
         boxes=boxes_to_network(torch.from_numpy(sample.boxes), box).numpy(),
         mask=mask,
+        full=None if full is None else ThermalView(full.image, from_network(full.rgb_to_thermal)),
     )

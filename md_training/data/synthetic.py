@@ -17,7 +17,7 @@ from md_perception.scenes import SceneSettings, TimeOfDay, render_frame
 from md_perception.scenes.truth import HEAVILY_OCCLUDED
 from md_perception.sensing.registration import sampling_matrix
 from md_perception.sensing.thermal import percentile_range, resize_to_sensor, to_8bit
-from md_training.data.sample import Sample, at_network_size
+from md_training.data.sample import Sample, ThermalView, at_network_size
 
 log = logging.getLogger(__name__)
 
@@ -74,43 +74,56 @@ def evaluation_seeds(count: int) -> range:
     return range(EVALUATION_FIRST_SEED, EVALUATION_FIRST_SEED + count)
 
 
-def scene_sample(seed: int, data: SceneData) -> Sample:
-    """Render one scene at camera size and bring its thermal image to the sensor's resolution and 8 bits."""
+def scene_sample(seed: int, data: SceneData, with_full: bool = False) -> Sample:
+    """Render one scene at camera size and bring its thermal image to the sensor's resolution and 8 bits.
+
+    with_full: keep the thermal image of a sensor as fine as the camera as well, for a teacher (Sample.full).
+    """
     frame = render_frame(seed, SceneSettings(size=data.camera_size))
-    kelvin = resize_to_sensor(frame.thermal_k, data.thermal_size, data.thermal_resampling)
     contract = data.contract
-    low, high = percentile_range(kelvin, contract.percentiles, contract.minimum_span_k)
+
+    def seen_by(size: tuple[int, int]) -> ThermalView:
+        kelvin = resize_to_sensor(frame.thermal_k, size, data.thermal_resampling)
+        low, high = percentile_range(kelvin, contract.percentiles, contract.minimum_span_k)
+        return ThermalView(to_8bit(kelvin, low, high), sampling_matrix(data.camera_size, size))
+
+    thermal = seen_by(data.thermal_size)
     objects = frame.objects
     height = (objects.boxes[:, 3] - objects.boxes[:, 1]) * (512 / data.camera_size[1])
     return Sample(
         rgb=frame.rgb,
-        thermal=to_8bit(kelvin, low, high),
-        rgb_to_thermal=sampling_matrix(data.camera_size, data.thermal_size),
+        thermal=thermal.image,
+        rgb_to_thermal=thermal.rgb_to_thermal,
         boxes=objects.boxes,
         labels=objects.labels,
         ignored=(height < MINIMUM_HEIGHT_PX) | (objects.occlusion == HEAVILY_OCCLUDED),
         mask=frame.mask,
         night=frame.time_of_day is TimeOfDay.NIGHT,
         name=f"scene {seed}",
+        full=seen_by(data.camera_size) if with_full else None,
     )
 
 
-def network_sample(seed: int, data: SceneData, input_size: tuple[int, int]) -> Sample:
+def network_sample(seed: int, data: SceneData, input_size: tuple[int, int], with_full: bool = False) -> Sample:
     """Render one scene for training: RGB, boxes and mask at the network's size."""
-    return at_network_size(scene_sample(seed, data), input_size)
+    return at_network_size(scene_sample(seed, data, with_full), input_size)
 
 
 def render(
-    seeds: Sequence[int], data: SceneData, input_size: tuple[int, int] | None = None, workers: int = 0
+    seeds: Sequence[int],
+    data: SceneData,
+    input_size: tuple[int, int] | None = None,
+    workers: int = 0,
+    with_full: bool = False,
 ) -> Iterator[Sample]:
     """Yield the samples of the seeds in order, at camera size or, where input_size is given, at the network's.
 
-    workers: processes that render; 0 renders here.
+    workers: processes that render; 0 renders here. with_full: see scene_sample.
     """
     make = (
-        partial(scene_sample, data=data)
+        partial(scene_sample, data=data, with_full=with_full)
         if input_size is None
-        else partial(network_sample, data=data, input_size=input_size)
+        else partial(network_sample, data=data, input_size=input_size, with_full=with_full)
     )
     if workers == 0:
         yield from map(make, seeds)
