@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -37,6 +38,7 @@ def train(
     device: str = "cpu",
     resume: bool = False,
     tensorboard: bool = True,
+    image_size: tuple[int, int] | None = None,
 ) -> None:
     """Train a preset, e.g. `train scenes-demo`; every setting of the run can be overridden by its option.
 
@@ -47,9 +49,12 @@ def train(
         device: `cpu`, `cuda` or `cuda:N`.
         resume: Go on from the folder's checkpoint.pt, exactly as if the run had not stopped; start where there is none.
         tensorboard: Write TensorBoard's events beside metrics.jsonl.
+        image_size: Width and height of the network's input, multiples of 32; by default the preset's.
     """
     from md_training.train import train as run_training
 
+    if image_size is not None:
+        run = replace(run, network=replace(run.network, input_size=image_size))
     run_training(
         run, out or Path("runs") / run.name, workers=workers, device=device, resume=resume, tensorboard=tensorboard
     )
@@ -62,7 +67,9 @@ def evaluate(
     device: str = "cpu",
     json_out: Path | None = None,
 ) -> None:
-    """Score a checkpoint, or an exported student as the node would run it, on held-out scenes: all, day and night.
+    """Score a checkpoint, or an exported student as the node would run it: all, day and night.
+
+    A checkpoint of a data set is scored on all of its evaluation split, everything else on held-out scenes.
 
     The figures of a checkpoint are kept in it and go into the manifest of its export.
 
@@ -74,11 +81,13 @@ def evaluate(
         json_out: File to write the figures to as well.
     """
     from md_training.checkpoint import load, set_metrics
+    from md_training.data.sample import Sample
+    from md_training.data.sources import ReadSamples
     from md_training.data.synthetic import SceneData, evaluation_seeds, render
     from md_training.evaluate import evaluate as run_evaluation
     from md_training.evaluate import evaluate_student
 
-    exported = file.suffix == ".onnx"
+    exported, subject = file.suffix == ".onnx", f"{scenes} held-out scenes"
     if exported:
         student = Student.load(file)
         contract = student.manifest.thermal
@@ -88,12 +97,17 @@ def evaluate(
         scores = evaluate_student(student, render(evaluation_seeds(scenes), data, None, workers))
     else:
         trained = load(file)
-        log.info("%s: run %s, step %d; %d held-out scenes", file, trained.run_id, trained.step, scenes)
-        samples = render(evaluation_seeds(scenes), trained.run.data, None, workers)
+        source = trained.run.data
+        log.info("%s: run %s, step %d", file, trained.run_id, trained.step)
+        if isinstance(source, SceneData):
+            samples: Iterable[Sample] = render(evaluation_seeds(scenes), source, None, workers)
+        else:
+            pairs = source.evaluation()
+            samples, subject = ReadSamples(pairs, range(len(pairs))), f"{source.root.name} {pairs.split.name}"
         scores = run_evaluation(trained.network.to(device), samples)
     figures: dict[str, float] = {}
     for subset, result in scores.items():
-        figures |= result.figures(f"{scenes} held-out scenes, {subset}")
+        figures |= result.figures(f"{subject}, {subset}")
         print(f"{subset}\n{result.table()}\n")
     if json_out is not None:
         json_out.write_text(json.dumps(figures, indent=2) + "\n")

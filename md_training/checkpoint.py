@@ -2,7 +2,7 @@
 
 import os
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ class Checkpoint:
     """A trained (or half trained) network.
 
     metrics: name to figure, as the last evaluation found them. teachers: run ids of those it was distilled from.
+    training_data: one sentence. split_hashes: SHA-256 of the lists it was trained on, by name.
     """
 
     run: Run
@@ -32,6 +33,8 @@ class Checkpoint:
     metrics: dict[str, float]
     git_revision: str
     teachers: tuple[str, ...] = ()
+    training_data: str = ""
+    split_hashes: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,8 @@ def save(path: Path, checkpoint: Checkpoint, progress: Progress | None = None) -
         "metrics": checkpoint.metrics,
         "git_revision": checkpoint.git_revision,
         "teachers": list(checkpoint.teachers),
+        "training_data": checkpoint.training_data,
+        "split_hashes": checkpoint.split_hashes,
     }
     if progress is not None:
         content |= {
@@ -100,6 +105,8 @@ def load(path: Path) -> Checkpoint:
         content["metrics"],
         content["git_revision"],
         tuple(content.get("teachers", ())),
+        content.get("training_data", ""),
+        content.get("split_hashes", {}),
     )
 
 

@@ -1,15 +1,17 @@
 """Evaluation of a network on samples at camera size: the same pre- and postprocessing as the exported graph."""
 
 import logging
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
 from md_perception.inference.session import Student as ExportedStudent
+from md_perception.labels import DETECTION
 from md_perception.metrics.detection import AveragePrecision, TruthBoxes, average_precision
 from md_perception.metrics.segmentation import Confusion, SegmentationScores
-from md_perception.results import Detections, Segmentation, StudentOutput
+from md_perception.results import Detections, Int64Array, Segmentation, StudentOutput
 from md_training.data.sample import Sample
 from md_training.models.networks import Network, select_inputs
 from md_training.postprocess import DetectionLimits, detect, segment
@@ -42,6 +44,11 @@ class Scores:
         return "\n".join(part.table() for part in (self.detection, self.segmentation) if part is not None)
 
 
+def class_ids(names: Sequence[str]) -> Int64Array:
+    """Return int64 (K,), the ids in labels.DETECTION of the classes that a network tells apart."""
+    return np.array([DETECTION.id_of(name) for name in names], np.int64)
+
+
 @torch.no_grad()
 def predict(network: Network, sample: Sample, limits: DetectionLimits) -> StudentOutput:
     """Run one sample through preprocessing, network (in evaluation mode) and postprocessing; results in camera px."""
@@ -57,7 +64,8 @@ def predict(network: Network, sample: Sample, limits: DetectionLimits) -> Studen
     detections = segmentation = None
     if outputs.detection is not None:
         found = detect(outputs.detection, network.anchors, box, limits)
-        detections = Detections(*(values.cpu().numpy() for values in found))
+        boxes, scores, labels = (values.cpu().numpy() for values in found)
+        detections = Detections(boxes, scores, class_ids(network.settings.detection_classes)[labels])
     if outputs.segmentation is not None:
         height, width, _ = sample.rgb.shape
         mask, confidence = segment(outputs.segmentation, height, width, box, size)
@@ -78,10 +86,13 @@ def evaluate(network: Network, samples: Iterable[Sample], limits: DetectionLimit
 def evaluate_student(student: ExportedStudent, samples: Iterable[Sample]) -> dict[str, Scores]:
     """Return the scores of an exported file, run as the node runs it; samples as above."""
 
+    ids = class_ids(student.manifest.detection_classes)
+
     def run(sample: Sample) -> StudentOutput:
-        if student.uses_thermal:
-            return student.run(sample.rgb, sample.thermal, sample.rgb_to_thermal)
-        return student.run(sample.rgb, None, None)
+        thermal = (sample.thermal, sample.rgb_to_thermal) if student.uses_thermal else (None, None)
+        output = student.run(sample.rgb, *thermal)
+        found = output.detections
+        return replace(output, detections=None if found is None else replace(found, labels=ids[found.labels]))
 
     return score(samples, run)
 

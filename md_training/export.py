@@ -26,10 +26,10 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 import md_perception
 from md_perception.inference.manifest import Manifest
-from md_perception.labels import DETECTION, SEGMENTATION
+from md_perception.labels import SEGMENTATION
 from md_training.checkpoint import Checkpoint
 from md_training.data.sample import Sample
-from md_training.data.synthetic import evaluation_seeds, render
+from md_training.data.synthetic import SceneData, evaluation_seeds, render
 from md_training.models.networks import AnyNetwork, Network, inference_copy, select_inputs
 from md_training.postprocess import DetectionLimits, detect, segment
 from md_training.preprocess import network_input
@@ -112,7 +112,8 @@ def export(
         quantise(folded)
         reference = folded  # what the int8 weights stand for is what the file has to compute
     if samples is None:
-        samples = list(render(evaluation_seeds(4), run.data))
+        cameras = SceneData(camera_size=run.data.camera_size, thermal_size=run.data.thermal_size)
+        samples = list(render(evaluation_seeds(4), run.data if isinstance(run.data, SceneData) else cameras))
     check(model, StudentGraph(reference, limits, raw_heads=True), samples)
     drop_outputs(model, RAW_HEADS)
 
@@ -120,7 +121,7 @@ def export(
         name=name or run.name,
         role="teacher" if run.network.architecture == "two_stream" else "student",
         tasks=run.network.tasks,
-        detection_classes=DETECTION.classes if "detection" in run.network.tasks else (),
+        detection_classes=run.network.detection_classes if "detection" in run.network.tasks else (),
         segmentation_classes=SEGMENTATION.classes if "segmentation" in run.network.tasks else (),
         inputs=run.network.inputs,
         thermal=run.data.contract if "thermal" in run.network.inputs else None,
@@ -131,8 +132,9 @@ def export(
         score_threshold=score_threshold,
         run_id=checkpoint.run_id,
         teacher_run_ids=checkpoint.teachers,
-        training_data=run.data.description(),
-        seen_real_images=False,
+        training_data=checkpoint.training_data or run.data.description(),
+        split_hashes=checkpoint.split_hashes,
+        seen_real_images=not isinstance(run.data, SceneData),
         metrics=checkpoint.metrics,
         git_revision=checkpoint.git_revision,
         created=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",

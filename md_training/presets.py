@@ -1,17 +1,20 @@
 """Runs by name: everything that decides what a training does, in one frozen dataclass that is printed and saved."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 from pydantic import TypeAdapter, ValidationError
 
 from md_training.data.augment import Augmentation
+from md_training.data.sources import KaistData, MfnetData, Source, YoloData
 from md_training.data.synthetic import SceneData
 from md_training.distillation import DistillationSettings
-from md_training.models.networks import NetworkSettings
+from md_training.models.joint import DETECTION_JOINT, SEGMENTATION_JOINT
+from md_training.models.networks import Architecture, NetworkSettings, Task
 from md_training.models.pspnet import PSPNetSettings
-from md_training.models.retinanet import RetinaNetSettings
+from md_training.models.retinanet import LIGHT, RetinaNetSettings, pedestrian_anchors
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class Run:
     """What the run and, by default, the exported student are called."""
     network: NetworkSettings
     """What is trained."""
-    data: Annotated[SceneData, tyro.conf.arg(name="")] = field(default_factory=SceneData)
+    data: Annotated[tyro.conf.AvoidSubcommands[Source], tyro.conf.arg(name="")] = field(default_factory=SceneData)
     augmentation: Annotated[Augmentation, tyro.conf.arg(name="")] = field(default_factory=Augmentation)
     optimisation: Annotated[Optimisation, tyro.conf.arg(name="")] = field(default_factory=Optimisation)
     teachers: tuple[str, ...] = ()
@@ -138,17 +141,68 @@ PRESETS: dict[str, tuple[str, Run]] = {
             ),
         ),
     ),
-    "scenes-detection": (
-        "The paper's detection recipe (SGD, 3,500 steps of 16) at full camera size, on synthetic scenes.",
-        Run(name="scenes-detection", network=NetworkSettings(tasks=("detection",))),
-    ),
-    "scenes-segmentation": (
-        "The paper's segmentation recipe (SGD, 14,000 steps of 16) at full camera size, on synthetic scenes.",
-        Run(
-            name="scenes-segmentation",
-            network=NetworkSettings(tasks=("segmentation",)),
-            optimisation=Optimisation(steps=14_000),
-        ),
-    ),
 }
 """Name to (what it is for, run)."""
+
+_STEPS: dict[Task, int] = {"detection": 3500, "segmentation": 14_000}  # the paper's, of 16 images
+
+
+def _paper_runs(
+    name: str, what: str, task: Task, full: Source, coarse: Source, settings: NetworkSettings, weights: str
+) -> dict[str, tuple[str, Run]]:
+    """Return the paper's recipe on one data set: the teacher, the native student and the distilled one.
+
+    name: of the runs, with {} for the role. full, coarse: the data with the teacher's thermal sensor and with the
+    student's (x16: 4 px per side become one). weights: first ones of the backbone.
+    """
+    teacher, native, student = (name.format(role) for role in ("teacher", "native-x16", "student-x16"))
+    settings = replace(settings, tasks=(task,))
+    recipe = Optimisation(steps=_STEPS[task])
+    distilled = (
+        replace(settings, detection_joint=DETECTION_JOINT)
+        if task == "detection"
+        else replace(settings, segmentation_joint=SEGMENTATION_JOINT)
+    )
+    runs: tuple[tuple[str, str, Architecture, NetworkSettings, Source, tuple[str, ...]], ...] = (
+        (f"two-stream teacher, {what}, thermal at full resolution", teacher, "two_stream", settings, full, ()),
+        (f"student without a teacher, {what}, thermal x16 coarser", native, "one_stream", settings, coarse, ()),
+        (
+            f"student distilled from {teacher}, {what}, thermal x16 coarser",
+            student,
+            "one_stream",
+            distilled,
+            coarse,
+            (f"runs/{teacher}/checkpoint.pt",),
+        ),
+    )
+    return {
+        run_name: (
+            f"The paper's {task}: {text}.",
+            Run(
+                name=run_name,
+                network=replace(network, architecture=architecture),
+                data=data,
+                optimisation=recipe,
+                teachers=teachers,
+                backbone_weights=weights,
+            ),
+        )
+        for text, run_name, architecture, network, data, teachers in runs
+    }
+
+
+_FULL, _X16 = SceneData(thermal_size=(640, 512)), SceneData(thermal_size=(160, 128))
+_KAIST, _MFNET = KaistData(Path("data/kaist")), MfnetData(Path("data/mfnet"))
+_MSRS = YoloData(Path("data/msrs"), published="msrs")
+_PERSONS = NetworkSettings(detection_classes=("person",), detection=pedestrian_anchors(LIGHT))
+_WIDE = NetworkSettings(input_size=(640, 480))
+PRESETS |= (
+    _paper_runs("scenes-{}-detection", "synthetic scenes", "detection", _FULL, _X16, NetworkSettings(), "none")
+    | _paper_runs("scenes-{}-segmentation", "synthetic scenes", "segmentation", _FULL, _X16, NetworkSettings(), "none")
+    | _paper_runs("kaist-{}", "KAIST", "detection", _KAIST, replace(_KAIST, downsample=4), _PERSONS, "imagenet")
+    | _paper_runs("mfnet-{}", "MFNet", "segmentation", _MFNET, replace(_MFNET, downsample=4), _WIDE, "imagenet")
+    | _paper_runs("msrs-{}-detection", "MSRS", "detection", _MSRS, replace(_MSRS, downsample=4), _WIDE, "imagenet")
+    | _paper_runs(
+        "msrs-{}-segmentation", "MSRS", "segmentation", _MSRS, replace(_MSRS, downsample=4), _WIDE, "imagenet"
+    )
+)

@@ -18,13 +18,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from md_perception.labels import SEGMENTATION
+from md_perception.labels import DETECTION, SEGMENTATION
 from md_training.checkpoint import Checkpoint, Progress, git_revision, load, load_progress, save
 from md_training.data.augment import distillation_batch, training_batch
 from md_training.data.sample import Sample
-from md_training.data.synthetic import cached, evaluation_seeds, render
+from md_training.data.sources import evaluation_samples, training_data
 from md_training.distillation import distillation_losses, teach
-from md_training.evaluate import evaluate
+from md_training.evaluate import class_ids, evaluate
 from md_training.losses import IGNORED_PIXEL, LossError, Targets, gradient_norms, task_losses, total
 from md_training.models.backbone import initialise
 from md_training.models.networks import Network, make_network, multiply_accumulates, parameter_count, select_inputs
@@ -87,16 +87,20 @@ def train(
         *run.network.input_size,
     )
     teachers = load_teachers(run)
-    seeds = run.data.training_seeds
-    scenes = render(seeds, run.data, run.network.input_size, workers, with_full=bool(teachers))
-    samples = cached(scenes, len(seeds), "rendering")
-    held_out = list(render(evaluation_seeds(run.data.evaluation_scenes), run.data, None, 0))
+    tasks, classes = run.network.tasks, run.network.detection_classes
+    data = training_data(run.data, tasks, classes, run.network.input_size, workers, with_full=bool(teachers))
+    log.info("training data: %s", data.description)
+    held_out = evaluation_samples(run.data)
 
-    trainer = Trainer(network, run, samples, torch.device(device), [teacher.network for teacher in teachers])
+    trainer = Trainer(network, run, data.samples, torch.device(device), [teacher.network for teacher in teachers])
     if going_on:
         trainer.restore(checkpoint.network, load_progress(place))
     checkpoint = replace(
-        checkpoint, network=trainer.result, teachers=tuple(dict.fromkeys(teacher.run_id for teacher in teachers))
+        checkpoint,
+        network=trainer.result,
+        teachers=tuple(dict.fromkeys(teacher.run_id for teacher in teachers)),
+        training_data=data.description,
+        split_hashes=data.split_hashes,
     )
     first, steps = checkpoint.step + 1, run.optimisation.steps
     final = steps if stop_after is None else min(steps, stop_after)
@@ -120,7 +124,7 @@ def train(
                 scores = evaluate(trainer.result, held_out)
                 figures = {name: value for subset in scores for name, value in scores[subset].figures(subset).items()}
                 checkpoint = replace(checkpoint, metrics=figures)
-                log.info("step %d, %d held-out scenes:\n%s", step, len(held_out), scores["all"].table())
+                log.info("step %d, %d held-out samples:\n%s", step, len(held_out), scores["all"].table())
                 notes.write_evaluation(step, figures)
                 window_started = time.monotonic()
             if step == final or step % run.checkpoint_every == 0:
@@ -288,6 +292,7 @@ class Trainer:
         else:
             views, targets = distillation_batch(batch, self.run.augmentation, generator)
             images = views.student
+        targets = of_classes(targets, network.detection_classes)
         targets = Targets(
             tuple(boxes.to(self.device) for boxes in targets.boxes),
             tuple(labels.to(self.device) for labels in targets.labels),
@@ -350,6 +355,15 @@ class Trainer:
         torch.set_rng_state(progress.random[0])
         if self.device.type == "cuda" and len(progress.random) > 1:
             torch.cuda.set_rng_state(progress.random[1], self.device)
+
+
+def of_classes(targets: Targets, names: Sequence[str]) -> Targets:
+    """Return the truth of a network that tells these classes apart: their labels counted from 0, the others gone."""
+    index = torch.full((len(DETECTION),), -1)
+    index[torch.from_numpy(class_ids(names))] = torch.arange(len(names))
+    numbers = [index[labels] for labels in targets.labels]
+    boxes = [boxes[number >= 0] for boxes, number in zip(targets.boxes, numbers, strict=True)]
+    return replace(targets, boxes=tuple(boxes), labels=tuple(number[number >= 0] for number in numbers))
 
 
 def learning_rate(step: int, options: Optimisation) -> float:

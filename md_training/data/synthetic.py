@@ -11,6 +11,7 @@ from typing import Literal
 
 import cv2
 import torch
+import tyro
 
 from md_perception.inference.manifest import ThermalContract
 from md_perception.scenes import SceneSettings, TimeOfDay, render_frame
@@ -31,6 +32,7 @@ MINIMUM_HEIGHT_PX = 20
 class SceneData:
     """Which scenes, and the cameras that look at them."""
 
+    kind: tyro.conf.Suppress[Literal["scenes"]] = "scenes"
     camera_size: tuple[int, int] = (640, 512)
     """Width and height of the RGB camera, px."""
     thermal_size: tuple[int, int] = (160, 128)

@@ -31,6 +31,8 @@ class NetworkSettings:
     """Cameras it sees, RGB first."""
     input_size: tuple[int, int] = (640, 512)
     """Width and height of its input, px, multiples of 32; any camera is letterboxed to it."""
+    detection_classes: tuple[str, ...] = DETECTION.classes
+    """What the detector tells apart, of labels.DETECTION: no more than its data annotate."""
     detection: RetinaNetSettings = field(default_factory=RetinaNetSettings)
     """Neck and heads of the detector."""
     segmentation: PSPNetSettings = field(default_factory=PSPNetSettings)
@@ -53,6 +55,12 @@ class NetworkSettings:
             raise ValueError(f"inputs {self.inputs}: use ('rgb',), ('thermal',) or ('rgb', 'thermal')")
         if not self.tasks or len(set(self.tasks)) != len(self.tasks):
             raise ValueError(f"tasks {self.tasks}: name detection, segmentation or both, each once")
+        if not self.detection_classes or self.detection_classes != tuple(
+            name for name in DETECTION.classes if name in self.detection_classes
+        ):
+            raise ValueError(
+                f"detection classes {self.detection_classes}: name some of {DETECTION.classes}, in that order"
+            )
         if self.architecture != "one_stream" and self.inputs != ("rgb", "thermal"):
             raise ValueError(f"a {self.architecture} network needs both inputs, not {self.inputs}")
         for task, joint in self.joint.items():
@@ -206,7 +214,7 @@ def make_heads(settings: NetworkSettings) -> tuple[RetinaNet | RetinaNetMG | Non
     detector = segmenter = None
     if "detection" in settings.tasks:
         kind = RetinaNetMG if settings.detection.neck == "retinanet_mg" else RetinaNet
-        detector = kind(settings.detection, len(DETECTION))
+        detector = kind(settings.detection, len(settings.detection_classes))
     if "segmentation" in settings.tasks:
         segmenter = PSPNet(settings.segmentation, len(SEGMENTATION))
     return detector, segmenter

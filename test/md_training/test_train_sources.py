@@ -1,0 +1,190 @@
+"""Runs on data sets: what they may learn, tiny KAIST, MFNet and YOLO trees through the loop, and the presets."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from data_trees import KAIST_TRAINING, MFNET_LISTS, write_kaist, write_mfnet, write_yolo
+from painted_samples import painted_sample
+
+from md_perception.inference.session import Student as ExportedStudent
+from md_training.checkpoint import load
+from md_training.data.augment import NO_AUGMENTATION, training_batch
+from md_training.data.sources import KaistData, MfnetData, ReadSamples, YoloData, evaluation_samples, training_data
+from md_training.data.splits import DataError, hash_names
+from md_training.data.synthetic import SceneData
+from md_training.evaluate import class_ids, evaluate_student, predict
+from md_training.export import export
+from md_training.models.networks import NetworkSettings, make_network
+from md_training.models.pspnet import PSPNetSettings
+from md_training.models.retinanet import RetinaNetSettings
+from md_training.postprocess import DetectionLimits
+from md_training.presets import PRESETS, Optimisation, Run
+from md_training.train import of_classes, train
+
+SIZE = (160, 128)
+NETWORK = NetworkSettings(
+    tasks=("detection",),
+    input_size=(64, 64),
+    detection=RetinaNetSettings(channels=16, tower_convs=1, anchor_side=16),
+    segmentation=PSPNetSettings(channels=16, auxiliary=False),
+)
+RECIPE = Optimisation(steps=2, batch_size=2, precision="fp32", warmup_steps=2)
+
+
+def kaist(root: Path) -> KaistData:
+    write_kaist(root, size=SIZE)
+    return KaistData(
+        root, SIZE, SIZE, downsample=4, split="tiny-train", evaluation_split="tiny-test", evaluation_pairs=2
+    )
+
+
+def test_kaist_student_goes_through_training_evaluation_and_export(tmp_path: Path) -> None:
+    network = replace(NETWORK, detection_classes=("person",))
+    run = Run(name="kaist-tiny", network=network, data=kaist(tmp_path / "kaist"), optimisation=RECIPE)
+    train(run, tmp_path / "run", workers=0)
+
+    checkpoint = load(tmp_path / "run" / "checkpoint.pt")
+    assert checkpoint.run == run
+    assert checkpoint.split_hashes == {"tiny-train": hash_names(KAIST_TRAINING)}
+    assert "kaist: tiny-train (3 pairs" in checkpoint.training_data
+    assert "x16" in checkpoint.training_data
+    manifest = export(checkpoint, tmp_path / "student.onnx", score_threshold=1e-4)
+    assert manifest.detection_classes == ("person",)
+    assert manifest.seen_real_images
+    assert manifest.split_hashes == checkpoint.split_hashes
+    assert manifest.thermal is not None
+    assert manifest.thermal.sensor_size == (40, 32)
+    samples = evaluation_samples(run.data)
+    assert [sample.night for sample in samples] == [False, True]
+    assert samples[0].thermal.shape == (32, 40)
+    scores = evaluate_student(ExportedStudent.load(tmp_path / "student.onnx"), samples)
+    assert scores["all"].detection is not None
+
+
+def test_mfnet_student_trains_on_masks(tmp_path: Path) -> None:
+    write_mfnet(tmp_path / "mfnet", size=SIZE)
+    data = MfnetData(tmp_path / "mfnet", SIZE, SIZE, downsample=2, evaluation_split="test")
+    run = Run(
+        name="mfnet-tiny",
+        network=replace(NETWORK, tasks=("segmentation",)),
+        data=data,
+        optimisation=RECIPE,
+        log_every=1,
+    )
+    checkpoint = train(run, tmp_path / "run", workers=0)
+    assert checkpoint.split_hashes == {"train": hash_names(MFNET_LISTS["train"])}
+    assert 0 <= checkpoint.metrics["mIoU9 [night]"] < 1
+    with pytest.raises(DataError, match="does not annotate bicycle, car, person"):
+        train(replace(run, network=NETWORK), tmp_path / "other", workers=0)
+
+
+def test_yolo_folder_is_trained_with_all_its_classes(tmp_path: Path) -> None:
+    write_yolo(tmp_path / "drive", size=(64, 48))
+    data = YoloData(tmp_path / "drive", (64, 48), (64, 48), downsample=2)
+    run = Run(name="drive", network=NETWORK, data=data, optimisation=RECIPE)
+    train(run, tmp_path / "run", workers=0)
+    line = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
+    assert line["boxes"] > 0
+    with pytest.raises(DataError, match="has no masks"):
+        training_data(data, ("segmentation",), (), (64, 64), 0, False)
+
+
+def test_what_a_set_does_not_annotate_is_not_trained_as_background(tmp_path: Path) -> None:
+    data = kaist(tmp_path)
+    with pytest.raises(DataError, match=r"does not annotate bicycle, car.*set network.detection_classes to person"):
+        training_data(data, ("detection",), ("person", "bicycle", "car"), (64, 64), 0, False)
+    with pytest.raises(DataError, match="is 160x128, its thermal image for training 40x32, but the run says 640x512"):
+        training_data(replace(data, camera_size=(640, 512)), ("detection",), ("person",), (64, 64), 0, False)
+
+
+def test_pairs_keep_their_full_thermal_image_for_a_teacher(tmp_path: Path) -> None:
+    data = kaist(tmp_path)
+    sample = training_data(data, ("detection",), ("person",), (96, 64), 0, True).samples[0]
+    assert sample.rgb.shape == (64, 96, 3)
+    assert sample.thermal.shape == (32, 40)
+    assert sample.full is not None
+    assert sample.full.image.shape == (128, 160)
+    teacher = training_data(replace(data, downsample=1), ("detection",), ("person",), (96, 64), 0, False).samples[0]
+    assert np.array_equal(sample.full.image, teacher.thermal)
+    assert np.array_equal(sample.full.rgb_to_thermal, teacher.rgb_to_thermal)
+
+
+def test_evaluation_pairs_are_spread_over_the_split(tmp_path: Path) -> None:
+    write_yolo(tmp_path, names=tuple(f"{number:02d}D" for number in range(12)))
+    data = YoloData(tmp_path, (64, 48), (64, 48), evaluation_split="train", evaluation_pairs=3)  # of 11
+    samples = evaluation_samples(data)
+    assert isinstance(samples, ReadSamples)
+    assert [sample.name for sample in samples] == ["00D", "05D", "10D"]
+    assert evaluation_samples(replace(data, evaluation_pairs=0)) == []
+
+
+# --- a detector of fewer classes
+
+
+def test_labels_are_counted_among_the_classes_of_the_network() -> None:
+    _, targets = training_batch([painted_sample(1)], True, NO_AUGMENTATION, torch.Generator())
+    assert targets.labels[0].tolist() == [0, 1, 2]
+    some = of_classes(targets, ("person", "car"))
+    assert some.labels[0].tolist() == [0, 1]
+    assert torch.equal(some.boxes[0], targets.boxes[0][[0, 2]])
+
+
+def test_predictions_are_in_ids_of_the_class_list() -> None:
+    torch.manual_seed(0)
+    network = make_network(replace(NETWORK, detection_classes=("bicycle", "car"))).eval()
+    found = predict(network, painted_sample(1), DetectionLimits(score_threshold=0.0)).detections
+    assert found is not None
+    assert set(found.labels.tolist()) == {1, 2}
+    assert class_ids(("person", "car")).tolist() == [0, 2]
+    with pytest.raises(ValueError, match="in that order"):
+        replace(NETWORK, detection_classes=("car", "person"))
+    with pytest.raises(ValueError, match="in that order"):
+        replace(NETWORK, detection_classes=("dog",))
+
+
+# --- presets
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"), [(KaistData(), "kaist"), (MfnetData(), "mfnet"), (YoloData(rename={"a": "car"}), "yolo")]
+)
+def test_a_run_in_json_says_which_data_it_has(data: Any, kind: str) -> None:
+    run = Run(name="x", network=NETWORK, data=data)
+    values = json.loads(json.dumps(run.to_json()))
+    assert values["data"]["kind"] == kind
+    assert Run.from_json(values) == run
+
+
+def test_runs_from_before_other_data_than_scenes_are_read() -> None:
+    values = Run(name="x", network=NETWORK, data=SceneData(scenes=7)).to_json()
+    for name in ("teachers", "distillation"):
+        del values[name]
+    del values["data"]["kind"], values["network"]["detection_classes"], values["optimisation"]["ema_decay"]
+    assert Run.from_json(values) == Run(name="x", network=NETWORK, data=SceneData(scenes=7))
+
+
+def test_every_student_has_the_teacher_of_its_data_and_the_papers_recipe() -> None:
+    students = [run for name, (_, run) in PRESETS.items() if "-student-" in name]
+    assert len(students) == 6
+    for student in students:
+        task = student.network.tasks[0]
+        (path,) = student.teachers
+        teacher = PRESETS[Path(path).parent.name][1]
+        native = PRESETS[student.name.replace("student", "native")][1]
+        assert teacher.network.architecture == "two_stream"
+        assert teacher.network.tasks == student.network.tasks == native.network.tasks
+        assert teacher.network.input_size == student.network.input_size
+        assert teacher.data.thermal_size == student.data.camera_size == teacher.data.camera_size
+        assert np.prod(teacher.data.thermal_size) == 16 * np.prod(student.data.thermal_size)
+        # The distilled student differs from the native one by its joint branch and its teacher alone.
+        assert student.network.joint[task].blocks
+        changed = {f"{task}_joint": native.network.joint[task]}
+        assert replace(student.network, **changed) == native.network
+        assert student.optimisation == native.optimisation == teacher.optimisation
+        assert student.optimisation.steps == {"detection": 3500, "segmentation": 14_000}[task]
+        assert (student.optimisation.batch_size, student.optimisation.optimiser) == (16, "sgd")
