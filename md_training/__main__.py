@@ -162,7 +162,7 @@ def main() -> None:
             },
             prog="python -m md_training",
             description="Check data, train, evaluate and export the students that the node md_perception runs.",
-            config=(tyro.conf.ConsolidateSubcommandArgs,),  # `train PRESET --out ...`: options in any order
+            config=(tyro.conf.CascadeSubcommandArgs,),  # `train PRESET --out ...`: options in any order
         )
     except (ValueError, RuntimeError, OSError) as error:
         log.error("%s: %s", type(error).__name__, error)

@@ -6,6 +6,12 @@ from md_perception.inference.manifest import Manifest
 from md_training.checkpoint import Checkpoint
 from md_training.presets import PRESETS
 
+_ARCHITECTURES = {
+    "one_stream": "one stream",
+    "two_stream": "two streams joined by GAFF",
+    "decision": "one network a camera, decisions averaged",
+}
+
 
 def write_model_card(path: Path, student: Path, manifest: Manifest, checkpoint: Checkpoint) -> None:
     """Write the card, Markdown. path: of the card. student: the ONNX file that it describes."""
@@ -22,7 +28,8 @@ def write_model_card(path: Path, student: Path, manifest: Manifest, checkpoint: 
             if thermal
             else ""
         ),
-        "network": f"{width}x{height}, one stream, ResNet-18; computes in {manifest.precision}",
+        "network": f"{width}x{height}, ResNet-18, {_ARCHITECTURES[run.network.architecture]}; computes in "
+        f"{manifest.precision}",
         "detection classes": ", ".join(manifest.detection_classes) or "none",
         "segmentation classes": ", ".join(manifest.segmentation_classes) or "none",
         "training data": manifest.training_data,
