@@ -8,6 +8,9 @@ MAKEFLAGS += --no-print-directory
 # What `make demo` plays: auto (clip where MD_DATA or ../shared/data is there, else scenes), clip (real video) or scenes
 SOURCE ?= auto
 
+# Runs beside each other, and beside a node that somebody started by hand, must not hear each other
+OWN_DOMAIN := export ROS_DOMAIN_ID="$${ROS_DOMAIN_ID:-$$(($$$$ % 101 + 1))}"
+
 .PHONY: help setup demo test check-long lint format student clean
 
 help: ## List the commands
@@ -18,18 +21,21 @@ setup: ## Set up .venv, build/ and install/ (the others do so themselves)
 
 demo: ## Run the node on a bag of RGB-thermal video, SOURCE=auto, clip or scenes; results in demo/
 	@.ci/setup --runtime
+	$(OWN_DOMAIN)
 	source .ci/env.sh
 	python -m md_perception.ros.demo --source $(SOURCE)
 
 test: setup ## Lint, type check and the tests that take seconds
-	@source .ci/env.sh
+	@$(OWN_DOMAIN)
+	source .ci/env.sh
 	.ci/stage "ruff check" ruff check
 	.ci/stage "ruff format" ruff format --check
 	.ci/stage "mypy" mypy
 	.ci/stage "pytest" pytest -m "not long"
 
 check-long: setup ## The tests that take minutes
-	@source .ci/env.sh
+	@$(OWN_DOMAIN)
+	source .ci/env.sh
 	if ! grep -rq --include='*.py' 'pytest\.mark\.long' test; then
 	  echo "no test is marked long"
 	  exit 0

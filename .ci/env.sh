@@ -31,10 +31,11 @@ if [ -f "$_md_root/install/local_setup.bash" ]; then
 fi
 _md_prepend PYTHONPATH "$_md_root" # the source tree comes before what is installed
 
-# The transport that carries camera images without loss, and a DDS domain of our own on this machine only
+# The transport that carries camera images without loss, and on this machine only a DDS domain of this checkout's own:
+# the same in every terminal
 export FASTRTPS_DEFAULT_PROFILES_FILE="${FASTRTPS_DEFAULT_PROFILES_FILE:-$_md_root/config/fastdds.xml}"
 export ROS_AUTOMATIC_DISCOVERY_RANGE="${ROS_AUTOMATIC_DISCOVERY_RANGE:-LOCALHOST}"
-export ROS_DOMAIN_ID="${ROS_DOMAIN_ID:-$((($$ + UID) % 101 + 1))}"
+export ROS_DOMAIN_ID="${ROS_DOMAIN_ID:-$(($(printf '%s' "$_md_root" | cksum | cut -d ' ' -f 1) % 101 + 1))}"
 export ROS_LOG_DIR="${ROS_LOG_DIR:-$_md_root/log/ros}"
 
 case "$_md_options" in *u*) set -u ;; esac

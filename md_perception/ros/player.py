@@ -126,11 +126,18 @@ class Player:
         )
 
     def wait_for_subscribers(self, stop: threading.Event) -> None:
-        """Wait until every image topic has a subscriber; meanwhile /clock stands at the beginning of the bag.
+        """Wait until every camera has a subscriber; meanwhile /clock stands at the beginning of the bag.
+
+        The truth of a scene bag is waited for only where its topics were named (PlayOptions.topics).
 
         Raises BagError naming the topics that nobody has subscribed to in time.
         """
-        images = [topic.name for topic in self._topics if topic.msgtype in (IMAGE, COMPRESSED_IMAGE)]
+        images = [
+            topic.name
+            for topic in self._topics
+            if topic.msgtype in (IMAGE, COMPRESSED_IMAGE)
+            and (self._options.topics or not topic.name.startswith("/truth/"))
+        ]
         deadline = time.monotonic() + self._options.wait_s
         while not stop.is_set():
             missing = [name for name in images if not self._publishers[name].get_subscription_count()]

@@ -85,6 +85,7 @@ class Vehicle:
         self._spinning = Spinning(self.node, context)
         self._publishers: dict[str, Any] = {}
         self._clients: dict[str, Any] = {}
+        self._waited_for: set[str] = set()
         self.listen("/md_perception/status", PerceptionStatus)
 
     def stop(self) -> None:
@@ -126,7 +127,13 @@ class Vehicle:
         if name not in self._clients:
             self._clients[name] = self.node.create_client(service_type, name)
         client = self._clients[name]
+        new = name not in self._waited_for
         assert client.wait_for_service(TIMEOUT_S), f"service {name} does not appear"
+        if new and self.target is None:
+            # A node in another process: nothing tells when its server has found our client, and until then its
+            # answers are lost.
+            time.sleep(0.5)
+        self._waited_for.add(name)
         end = time.monotonic() + TIMEOUT_S
         while time.monotonic() < end:
             future = client.call_async(request)
