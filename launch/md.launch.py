@@ -5,11 +5,6 @@
 An argument left empty leaves the matter to the parameter file.
 """
 
-import os
-from collections.abc import Mapping
-from pathlib import Path
-
-from ament_index_python.packages import get_package_share_directory
 from launch.actions import DeclareLaunchArgument, EmitEvent, LogInfo, OpaqueFunction, RegisterEventHandler
 from launch.event_handlers import OnProcessStart
 from launch.events import matches_action
@@ -19,8 +14,7 @@ from launch_ros.events.lifecycle import ChangeState
 from lifecycle_msgs.msg import Transition
 
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
-
-SHARE = Path(get_package_share_directory("md_perception"))
+from md_perception.ros.environment import config_file, node_environment
 
 ARGUMENTS = (
     DeclareLaunchArgument("rgb_topic", default_value="rgb/image_raw", description="RGB images; without /compressed"),
@@ -40,7 +34,7 @@ ARGUMENTS = (
         description="compressed: subscribe to <thermal_topic>/compressed",
     ),
     DeclareLaunchArgument(
-        "params_file", default_value=str(SHARE / "config" / "md.yaml"), description="parameters of the node"
+        "params_file", default_value=str(config_file("md.yaml")), description="parameters of the node"
     ),
     DeclareLaunchArgument("student", default_value="", description="student file (.onnx) for RGB and thermal"),
     DeclareLaunchArgument("visible_student", default_value="", description="student file (.onnx) for RGB alone"),
@@ -64,27 +58,6 @@ ARGUMENTS = (
         description="configure and activate the node; false leaves that to a lifecycle manager",
     ),
 )
-
-
-def node_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return what the node's environment needs on top of the given one.
-
-    The stock Fast DDS transport loses camera images above about 0.5 MB without a word, so the node gets the profile
-    of this package, unless the user has chosen a transport or another middleware. And glibc maps and unmaps the
-    memory of every image unless told not to, which doubles latency and CPU.
-    """
-    added = {
-        "MALLOC_MMAP_THRESHOLD_": "1073741824",
-        "MALLOC_TRIM_THRESHOLD_": "1073741824",
-        "MALLOC_TOP_PAD_": "67108864",
-    }
-    added = {name: value for name, value in added.items() if name not in environment}
-    fast_dds = environment.get("RMW_IMPLEMENTATION", "rmw_fastrtps_cpp").startswith("rmw_fastrtps")
-    chosen = {"FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE", "FASTDDS_BUILTIN_TRANSPORTS"}
-    if fast_dds and not chosen & environment.keys():
-        added["FASTRTPS_DEFAULT_PROFILES_FILE"] = str(SHARE / "config" / "fastdds.xml")
-    added["MD_PERCEPTION_PARENT"] = str(os.getpid())  # a launch that gets SIGTERM leaves its nodes behind; ours notices
-    return added
 
 
 def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:

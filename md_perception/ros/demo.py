@@ -53,6 +53,7 @@ from md_perception.labels import DETECTION, SEGMENTATION
 from md_perception.metrics.latency import nearest_rank
 from md_perception.outputs.overlay import draw
 from md_perception.results import Mode, UInt8Image
+from md_perception.ros.environment import config_file, node_environment
 from md_perception.ros.publishers import message_class
 from md_perception.ros.recorder import RecordedTopic, Recorder
 from md_perception.sensing.images import stamp_ns
@@ -205,8 +206,6 @@ class Graph:
     """The demo's own node: it asks the perception node for its state and carries the recorder. A context manager."""
 
     def __init__(self) -> None:
-        # The recorder, too, has to receive images: the same transport as the children.
-        os.environ.setdefault("FASTRTPS_DEFAULT_PROFILES_FILE", str(config_file("fastdds.xml")))
         rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
         self.node: Node = rclpy.create_node("md_demo")
         self._executor = SingleThreadedExecutor()
@@ -430,7 +429,8 @@ def _make_bag(options: DemoOptions, step: Steps) -> tuple[str, Path]:
 def _run_node(options: DemoOptions, cameras: Path, results: Path, step: Steps) -> tuple[dict[str, Any], Any]:
     """Play the bag to the node and record it; return the player's report and the node's last status."""
     log = options.out / "log"
-    environment = child_environment()
+    os.environ.update(node_environment(os.environ))  # for the recorder in this process as well as for the children
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     command = [
         sys.executable,
         "-m",
@@ -494,30 +494,6 @@ def camera_topics(path: Path) -> list[str]:
     """Return what of a bag the cameras sent: all but the truth of a scene bag."""
     with Bag(path) as bag:
         return [topic for topic in bag.topics if not topic.startswith("/truth/")]
-
-
-def config_file(name: str) -> Path:
-    """Return a file of config/, of this checkout or as installed."""
-    in_checkout = Path(__file__).resolve().parents[2] / "config" / name
-    if in_checkout.is_file():
-        return in_checkout
-    from ament_index_python.packages import get_package_share_directory
-
-    return Path(get_package_share_directory("md_perception")) / "config" / name
-
-
-def child_environment() -> dict[str, str]:
-    """Return the environment that the launch file, too, gives the node, unless the user has set something else."""
-    return {
-        # The transport that carries camera images without loss, and a heap that keeps its memory between images.
-        "FASTRTPS_DEFAULT_PROFILES_FILE": str(config_file("fastdds.xml")),
-        "MALLOC_MMAP_THRESHOLD_": "1073741824",
-        "MALLOC_TRIM_THRESHOLD_": "1073741824",
-        "MALLOC_TOP_PAD_": "67108864",
-        "PYTHONUNBUFFERED": "1",
-        "MD_PERCEPTION_PARENT": str(os.getpid()),  # the node ends when the demo does, however that comes
-        **os.environ,
-    }
 
 
 # --- Figures ---------------------------------------------------------------------------------------------------------

@@ -35,8 +35,15 @@ _KELVIN: dict[str, tuple[float, float]] = {
 }
 """Factor and summand to kelvin; counts stay counts."""
 
-_GREY_TOLERANCE = 4.0
-"""Largest mean difference of the channels of a declared grey picture: lossy compression leaves about 1."""
+GREY_TOLERANCE = 4.0
+"""Largest mean difference of the channels of a declared grey picture: lossy compression leaves about 1, KAIST's
+own PNG copies have 2."""
+
+
+def channel_difference(image: UInt8Image) -> float:
+    """Return how far a picture, uint8 (h, w, 3 or more), is from grey: the larger mean difference of its channels."""
+    first, second, third = (np.ascontiguousarray(image[..., channel]) for channel in range(3))
+    return float(max(cv2.absdiff(first, second).mean(), cv2.absdiff(second, third).mean()))
 
 
 @dataclass(frozen=True)
@@ -149,8 +156,8 @@ class ThermalNormaliser:
                 f"thermal topic {self._topic} carries {name} pseudo-colour; the student needs intensities: publish "
                 "mono8/mono16, or set thermal.encoding to 'grey_rgb8' if all three channels are equal"
             )
-        difference = max(cv2.absdiff(first, second).mean(), cv2.absdiff(second, third).mean())
-        if difference > _GREY_TOLERANCE:
+        difference = channel_difference(image)
+        if difference > GREY_TOLERANCE:
             raise ImageError(
                 f"thermal topic {self._topic} is declared 'grey_rgb8', but the channels of its {name} images differ by "
                 f"{difference:.0f} of 255 on average: this is pseudo-colour; publish mono8 or mono16"

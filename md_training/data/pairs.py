@@ -21,7 +21,7 @@ from md_perception.inference.manifest import ThermalContract
 from md_perception.labels import SEGMENTATION
 from md_perception.results import Float32Array, Int64Array, UInt8Image
 from md_perception.sensing.registration import sampling_matrix
-from md_perception.sensing.thermal import resize_to_sensor
+from md_perception.sensing.thermal import GREY_TOLERANCE, channel_difference, resize_to_sensor
 from md_training.data.sample import Sample, ThermalView
 from md_training.data.splits import DataError, Split, all_names, read_split
 from md_training.losses import IGNORED_PIXEL
@@ -30,8 +30,6 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 MAX_PIXELS = 40_000_000
 """Larger images are refused by their header, before they are decoded: a damaged file must not fill the memory."""
 MAX_FILE_BYTES = 256 * 2**20
-GREY_TOLERANCE = 4.0
-"""Largest mean difference of the channels of a grey picture saved in colour; KAIST's own PNG copies have 2.0."""
 
 BoolArray = npt.NDArray[np.bool_]
 
@@ -307,15 +305,15 @@ def read_thermal(path: Path) -> UInt8Image:
     pixels = _decoded(path)
     if pixels.ndim == 2:
         return pixels
-    first, second, third = (pixels[..., channel].astype(np.int16) for channel in range(3))
-    difference = max(float(np.abs(first - second).mean()), float(np.abs(second - third).mean()))
+    difference = channel_difference(pixels)
     if pixels.shape[2] == 4 or difference > GREY_TOLERANCE:
         raise DataError(
             f"{path} is no grey image (its channels differ by {difference:.0f} of 255 on average): pseudo-colour "
             "cannot be turned back into intensities, export the thermal images in grey"
         )
     # cv2's and PIL's weights for luminance, so that exactly equal channels stay what they are.
-    return np.asarray(np.rint(0.299 * first + 0.587 * second + 0.114 * third), np.uint8)
+    red, green, blue = (pixels[..., channel] for channel in range(3))
+    return np.asarray(np.rint(0.299 * red + 0.587 * green + 0.114 * blue), np.uint8)
 
 
 def read_rgb_thermal(path: Path) -> tuple[UInt8Image, UInt8Image]:
