@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -293,10 +293,51 @@ class Listener:
             return time.monotonic() - self._result_at > max(1.0, 3 * usual_s)
 
 
+class Interruption:
+    """What Ctrl-C and a termination request do: KeyboardInterrupt, but in `held` not before the next `check`.
+
+    An exception that came while a process is being started would lose hold of that process.
+    """
+
+    def __init__(self) -> None:
+        self._asked = False
+        self._held = False
+
+    def install(self) -> None:
+        """Take the two signals, in the main thread."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._handle)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self._asked = True
+        if not self._held:
+            self.check()
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Let signals wait in this block."""
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+        self.check()
+
+    def check(self) -> None:
+        """Raise KeyboardInterrupt, once, if a signal came."""
+        if self._asked:
+            self._asked = False
+            raise KeyboardInterrupt
+
+
+INTERRUPTION = Interruption()
+
+
 def wait_for(done: Callable[[], bool], timeout_s: float, children: Sequence[Child] = ()) -> bool:
-    """Return whether something came true in time; raises DemoError if a child ends meanwhile."""
+    """Return whether something came true in time; raises DemoError if a child ends meanwhile, and KeyboardInterrupt."""
     deadline = time.monotonic() + timeout_s
     while not done():
+        INTERRUPTION.check()
         for child in children:
             child.check_running()
         if time.monotonic() > deadline:
@@ -454,6 +495,7 @@ def _run_node(options: DemoOptions, cameras: Path, results: Path, step: Steps) -
     listener = Listener()
     step("starting the node (its log: " + str(log / "node.log") + ")")
     with (
+        INTERRUPTION.held(),
         Graph() as graph,
         Recorder(graph.node, topics, results, replace=True, tap=listener.heard),
         Child("node", command, log / "node.log", environment) as node,
@@ -712,8 +754,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--student", type=Path, help="student file; the demo student if not given")
     parser.add_argument("--least-recall", type=float, default=0.5, help="of persons in scenes; below it the demo fails")
     given = parser.parse_args(arguments)
-    for number in (signal.SIGINT, signal.SIGTERM):  # so that no child is left, however the demo is ended
-        signal.signal(number, _interrupt)
+    INTERRUPTION.install()
     try:
         return run(DemoOptions(**vars(given)))
     except (DemoError, BagError) as error:
@@ -722,10 +763,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("demo: interrupted; all its processes were ended", file=sys.stderr)
         return 130
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":
