@@ -271,31 +271,16 @@ class Comparison:
         flags = np.concatenate([np.zeros(0, np.bool_), *ignored])
         outcomes = self.outcomes(flags)
         owner = np.repeat(np.arange(self.images), self._objects_per_image)
-        objects = np.bincount(owner[~flags], minlength=self.images)  # counted ones, per image
-        if rules == "python2021":
-            searched = np.bincount(self._image, minlength=self.images) > 0
-        else:
-            searched = np.ones(self.images, np.bool_)
-
-        # Sorting a subset gives what sorting all and then taking the subset gives: the order is stable.
-        kept = np.flatnonzero(outcomes != LEFT_OUT)
-        kept = kept[np.argsort(-self._scores[kept], kind="stable")]
         results = {}
         for name, subset in subsets.items():
             if subset.shape != (self.images,) or not subset.any():
                 raise ValueError(f"{name}: no image is in the subset")
-            mine = kept[subset[self._image[kept]]]
-            curve = _Curve(
-                image=(np.cumsum(subset) - 1)[self._image[mine]],
-                hit=outcomes[mine] == TRUE_POSITIVE,
-                objects=np.where(searched, objects, 0)[subset],
-                rules=rules,
-            )
+            curve = self._curve(outcomes, flags, subset, rules)
             fppi, miss_rates, at_references = curve.points()
             results[name] = MissRate(
                 name=name,
                 rules=rules,
-                miss_rate=_log_average(at_references) if len(at_references) else None,
+                miss_rate=log_average(at_references) if len(at_references) else None,
                 recall=float(curve.hit.sum() / curve.objects.sum()) if curve.objects.any() else None,
                 images=int(subset.sum()),
                 objects=int(curve.objects.sum()),
@@ -303,7 +288,7 @@ class Comparison:
                 true_positives=int(curve.hit.sum()),
                 false_positives=int((~curve.hit).sum()),
                 left_out=int(((outcomes == LEFT_OUT) & subset[self._image]).sum()),
-                scores=self._scores[mine] if len(at_references) else np.zeros(0),
+                scores=curve.scores if len(at_references) else np.zeros(0),
                 fppi=fppi,
                 miss_rates=miss_rates,
                 reference_miss_rates=at_references,
@@ -311,15 +296,38 @@ class Comparison:
             )
         return results
 
+    def curve(self, ignored: Sequence[BoolArray], subset: BoolArray | None = None) -> "Curve":
+        """Return the ranked detections of a subset, by default all images; ignored: for each image bool (G,)."""
+        flags = np.concatenate([np.zeros(0, np.bool_), *ignored])
+        images = np.ones(self.images, np.bool_) if subset is None else subset
+        return self._curve(self.outcomes(flags), flags, images, "matlab")
+
+    def _curve(self, outcomes: IntArray, flags: BoolArray, subset: BoolArray, rules: Rules) -> "Curve":
+        owner = np.repeat(np.arange(self.images), self._objects_per_image)
+        objects = np.bincount(owner[~flags], minlength=self.images)  # counted ones, per image
+        if rules == "python2021":
+            objects = np.where(np.bincount(self._image, minlength=self.images) > 0, objects, 0)
+        mine = np.flatnonzero((outcomes != LEFT_OUT) & subset[self._image])
+        mine = mine[np.argsort(-self._scores[mine], kind="stable")]
+        return Curve(
+            image=(np.cumsum(subset) - 1)[self._image[mine]],
+            scores=self._scores[mine],
+            hit=outcomes[mine] == TRUE_POSITIVE,
+            objects=objects[subset],
+            rules=rules,
+        )
+
 
 @dataclass(frozen=True)
-class _Curve:
+class Curve:
     """The detections of a subset that are not left out, by falling score.
 
-    image: int64 (D,), index in the subset. hit: bool (D,), true positive. objects: int64 (images,), counted ones.
+    image: int64 (D,), index in the subset. scores: float64 (D,). hit: bool (D,), true positive. objects: int64
+    (images,), counted ones.
     """
 
     image: IntArray
+    scores: Float64Array
     hit: BoolArray
     objects: IntArray
     rules: Rules
@@ -354,7 +362,7 @@ class _Curve:
             weights = np.bincount(random.integers(images, size=images), minlength=images)
             at_references = self.points(weights)[2]
             if len(at_references):
-                draws.append(_log_average(at_references))
+                draws.append(log_average(at_references))
         if not draws:
             return None
         tail = (1 - bootstrap.level) / 2
@@ -362,7 +370,8 @@ class _Curve:
         return float(low), float(high)
 
 
-def _log_average(miss_rates: Float64Array) -> float:
+def log_average(miss_rates: Float64Array) -> float:
+    """Return the geometric mean of the miss rates at the references, each at least LOWEST_MISS_RATE."""
     return float(np.exp(np.log(np.maximum(LOWEST_MISS_RATE, miss_rates)).mean()))
 
 
@@ -405,16 +414,23 @@ def class_miss_rate(
     on both sides. The rest are this module's rules. The name says what was counted, e.g. `MR2[person,scenes night]`;
     the names of KAIST's settings belong to KAIST.
     """
+    comparison, ignored = of_class(truth, detections, label)
+    return comparison.evaluate(ignored, {name: np.ones(len(truth), np.bool_)}, bootstrap=bootstrap)[name]
+
+
+def of_class(
+    truth: Sequence[TruthBoxes], detections: Sequence[Detections], label: int
+) -> tuple[Comparison, list[BoolArray]]:
+    """Return the comparison of one class's detections with its objects, and which of those are ignored, by image."""
     mine = [image.labels == label for image in truth]
     comparison = Comparison(
-        [_corner_and_size(image.boxes[of_class]) for image, of_class in zip(truth, mine, strict=True)],
+        [_corner_and_size(image.boxes[chosen]) for image, chosen in zip(truth, mine, strict=True)],
         [
-            ScoredBoxes(_corner_and_size(found.boxes[of_class]), found.scores[of_class].astype(np.float64))
-            for found, of_class in ((found, found.labels == label) for found in detections)
+            ScoredBoxes(_corner_and_size(found.boxes[chosen]), found.scores[chosen].astype(np.float64))
+            for found, chosen in ((found, found.labels == label) for found in detections)
         ],
     )
-    ignored = [image.ignored[of_class] for image, of_class in zip(truth, mine, strict=True)]
-    return comparison.evaluate(ignored, {name: np.ones(len(truth), np.bool_)}, bootstrap=bootstrap)[name]
+    return comparison, [image.ignored[chosen] for image, chosen in zip(truth, mine, strict=True)]
 
 
 def metric_name(setting: str, subset: str) -> str:
@@ -424,14 +440,16 @@ def metric_name(setting: str, subset: str) -> str:
 
 def table(results: Iterable[MissRate]) -> str:
     """Return the results as text, in percent to four decimals, with the counts that they rest on."""
+    results = list(results)
+    width = max([26, *(len(result.name) + 1 for result in results)])
     lines = [
-        f"{'log-average miss rate':<26}{'MR2 %':>9}{'recall %':>10}{'images':>8}{'objects':>9}{'ignored':>9}"
+        f"{'log-average miss rate':<{width}}{'MR2 %':>9}{'recall %':>10}{'images':>8}{'objects':>9}{'ignored':>9}"
         f"{'hits':>7}{'false':>8}{'left out':>10}"
     ]
     for result in results:
         line = (
-            f"{result.name:<26}{_percent(result.miss_rate, 4):>9}{_percent(result.recall, 2):>10}{result.images:>8}"
-            f"{result.objects:>9}{result.ignored_objects:>9}{result.true_positives:>7}{result.false_positives:>8}"
+            f"{result.name:<{width}}{_percent(result.miss_rate, 4):>9}{_percent(result.recall, 2):>10}"
+            f"{result.images:>8}{result.objects:>9}{result.ignored_objects:>9}{result.true_positives:>7}{result.false_positives:>8}"
             f"{result.left_out:>10}"
         )
         if result.interval is not None:
