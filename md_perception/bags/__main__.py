@@ -1,4 +1,4 @@
-"""`python -m md_perception.bags` and `ros2 run md_perception md_bag`: make, look at and play bags."""
+"""`python -m md_perception.bags` and `ros2 run md_perception md_bag`: make, look at, play and extract bags."""
 
 import argparse
 import signal
@@ -9,11 +9,13 @@ from dataclasses import replace
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from types import FrameType
+from typing import get_args
 
 from md_perception.bags.make import RGB_CAMERA, THERMAL_CAMERA, BagOptions, make_from_pictures
 from md_perception.bags.read import Bag
 from md_perception.bags.types import UnknownTypeError
 from md_perception.bags.write import STORAGES, BagError
+from md_perception.sensing.thermal import Encoding, Polarity
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # However it is ended, a run leaves nothing half-done; a caller in the same process gets its handlers back.
     handlers = {number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        return _make(options) if options.command == "make" else _info(options.bag)
+        return {"make": _make, "extract": _extract, "info": _info}[options.command](options)
     except (BagError, UnknownTypeError) as error:
         print(f"md_bag: {error}", file=sys.stderr)
         return 1
@@ -102,7 +104,49 @@ def _make(options: argparse.Namespace) -> int:
     return 0
 
 
-def _info(path: Path) -> int:
+def _extract(options: argparse.Namespace) -> int:
+    from md_perception.bags.extract import ExtractOptions, extract
+    from md_perception.sensing.thermal import ThermalSettings
+
+    started = time.monotonic()
+    try:
+        thermal = ThermalSettings(
+            encoding=options.thermal_encoding,
+            polarity=options.thermal_polarity,
+            range=None if options.thermal_range is None else tuple(options.thermal_range),
+        )
+    except ValueError as error:
+        raise BagError(str(error)) from None
+    summary = extract(
+        options.bag,
+        options.out,
+        ExtractOptions(
+            rgb_topic=options.rgb_topic,
+            thermal_topic=options.thermal_topic,
+            detections_topic=options.detections_topic,
+            mask_topic=options.mask_topic,
+            tolerance_s=options.tolerance,
+            offset_s=options.offset,
+            thermal=thermal,
+            homography=None if options.homography is None else tuple(options.homography),
+            every=options.every,
+            min_interval_s=options.min_interval,
+            max_pairs=options.max_pairs,
+            val_share=options.val,
+            val_block_s=options.val_block,
+            gap_s=options.gap,
+            least_score=options.least_score,
+            night=options.night,
+            prefix=options.prefix,
+            replace=options.replace,
+        ),
+    )
+    print(f"{summary.text()}, in {time.monotonic() - started:.1f} s")
+    return 0
+
+
+def _info(options: argparse.Namespace) -> int:
+    path: Path = options.bag
     with Bag(path) as bag:
         print(f"{path}: {bag.duration_s:.3f} s, from {bag.start_ns * 1e-9:.3f} to {bag.end_ns * 1e-9:.3f}")
         for topic in bag.topics.values():
@@ -176,7 +220,60 @@ def _parser() -> argparse.ArgumentParser:
     file = make.add_argument_group("file")
     file.add_argument("--storage", choices=tuple(STORAGES), default="mcap")
     file.add_argument("--force", action="store_true", help="replace a bag that is there")
+    _add_extract(
+        commands.add_parser(
+            "extract",
+            help="turn a bag into a data set to train on",
+            description="Write the RGB-thermal pairs of a bag, and the truth of a scene bag, as PNG files, in the "
+            "folders that `python -m md_training` reads.",
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        )
+    )
     return parser
+
+
+def _add_extract(extract: argparse.ArgumentParser) -> None:
+    extract.add_argument("bag", type=Path)
+    extract.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="folder of the data set")
+    extract.add_argument("--replace", action="store_true", help="replace a data set that was extracted before")
+    topics = extract.add_argument_group("topics")
+    topics.add_argument("--rgb-topic", help="not given: /rgb/image_raw, raw or compressed")
+    topics.add_argument("--thermal-topic", help="not given: /thermal/image_raw, raw or compressed")
+    topics.add_argument(
+        "--detections-topic", metavar="TOPIC", help="boxes; not given: the truth of a scene bag, if any; '': none"
+    )
+    topics.add_argument("--mask-topic", metavar="TOPIC", help="masks; not given: the truth of a scene bag; '': none")
+    topics.add_argument(
+        "--least-score",
+        type=float,
+        default=0.5,
+        help="objects below it are neither learnt nor background; the truth's score is the visible share",
+    )
+    cameras = extract.add_argument_group("cameras, as the node's parameters")
+    cameras.add_argument("--tolerance", type=float, default=0.06, metavar="S", help="largest time between partners")
+    cameras.add_argument("--offset", type=float, default=0.0, metavar="S", help="added to the thermal stamps")
+    cameras.add_argument("--thermal-encoding", choices=get_args(Encoding), default="auto")
+    cameras.add_argument("--thermal-polarity", choices=get_args(Polarity), default="white_hot")
+    cameras.add_argument(
+        "--thermal-range",
+        type=float,
+        nargs=2,
+        metavar="VALUE",
+        help="kelvin or counts that become black and white; not given: a gain control of each image",
+    )
+    cameras.add_argument(
+        "--homography", type=float, nargs=9, metavar="H", help="from RGB to thermal pixels; not given: same view"
+    )
+    choice = extract.add_argument_group("which pairs")
+    choice.add_argument("--every", type=int, default=1, metavar="N", help="every Nth pair")
+    choice.add_argument("--min-interval", type=float, default=0.0, metavar="S", help="least time between two pairs")
+    choice.add_argument("--max-pairs", type=int, metavar="N", help="at most so many, spread over the drive")
+    lists = extract.add_argument_group("lists")
+    lists.add_argument("--val", type=float, default=0.0, metavar="SHARE", help="of the drive for val.txt, e.g. 0.2")
+    lists.add_argument("--val-block", type=float, default=10.0, metavar="S", help="about how long each block of it is")
+    lists.add_argument("--gap", type=float, default=1.0, metavar="S", help="left out between training and validation")
+    lists.add_argument("--night", action="store_true", help="the drive was in the dark: name all pairs in night.txt")
+    lists.add_argument("--prefix", default="", help="begins the names of the pairs, to put drives together")
 
 
 def _size(text: str) -> tuple[int, int]:
