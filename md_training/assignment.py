@@ -48,7 +48,7 @@ def mutual_guidance(
     overlap = box_iou(boxes, anchors)  # G, N
     predicted = box_iou(boxes, decode_boxes(box_deltas.float(), anchors))
     scores = class_logits.float().sigmoid()[:, labels].T  # G, N
-    amplified = overlap ** ((SIGMA - scores) / SIGMA)
+    amplified = amplify(overlap, scores)
     counts = _one_object_per_anchor(overlap)
     ignored_count = (counts >= IGNORE_IOU).sum(dim=1)
     positive_count = (counts >= POSITIVE_IOU).sum(dim=1)
@@ -66,6 +66,11 @@ def mutual_guidance(
     regression[chosen] = served[:, chosen].argmax(dim=0)
     _serve_all(regression, amplified)
     return Assignment(classes, regression)
+
+
+def amplify(overlap: Tensor, scores: Tensor) -> Tensor:
+    """Return the IoU raised by the score of the object's class: IoU at a score of 0, its square root at 1."""
+    return overlap ** ((SIGMA - scores) / SIGMA)
 
 
 def _one_object_per_anchor(fit: Tensor) -> Tensor:

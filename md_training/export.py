@@ -3,7 +3,8 @@
 The graph takes raw camera images and gives final results in camera pixels (md_perception.inference runs it):
 inputs `rgb` uint8 [1, H, W, 3], `thermal` uint8 [1, h, w], `rgb_to_thermal` float32 [1, 3, 3]; outputs `boxes`
 float32 [N, 4], `scores` float32 [N], `labels` int64 [N], `mask` and `confidence` uint8 [1, H, W]. What a student does
-not use or does not do is absent. All image sizes are dynamic.
+not use or does not do is absent; a thermal-only one takes `thermal` alone and gives its results in thermal pixels. All
+image sizes are dynamic.
 """
 
 import copy
@@ -32,7 +33,7 @@ from md_training.data.sample import Sample
 from md_training.data.synthetic import SceneData, evaluation_seeds, render
 from md_training.models.networks import AnyNetwork, Network, inference_copy, select_inputs
 from md_training.postprocess import DetectionLimits, detect, segment
-from md_training.preprocess import network_input
+from md_training.preprocess import network_input, thermal_input
 
 log = logging.getLogger(__name__)
 
@@ -59,19 +60,26 @@ class StudentGraph(nn.Module):
         self.network, self.limits, self.raw_heads = network, limits, raw_heads
 
     def forward(
-        self, rgb: Tensor, thermal: Tensor | None = None, rgb_to_thermal: Tensor | None = None
+        self, rgb: Tensor | None = None, thermal: Tensor | None = None, rgb_to_thermal: Tensor | None = None
     ) -> tuple[Tensor, ...]:
         """Return the tensors that `output_names` names; arguments are the graph's inputs (see the module)."""
         size = self.network.settings.input_size
-        image, box = network_input(rgb, thermal, rgb_to_thermal, size)
-        outputs = self.network(select_inputs(image, self.network.settings.inputs))
+        if rgb is not None:
+            camera = rgb
+            image, box = network_input(rgb, thermal, rgb_to_thermal, size)
+            image = select_inputs(image, self.network.settings.inputs)
+        else:
+            assert thermal is not None
+            camera = thermal
+            image, box = thermal_input(thermal, size)
+        outputs = self.network(image)
         results: tuple[Tensor, ...] = ()
         raw: tuple[Tensor, ...] = ()
         if outputs.detection is not None:
             results += detect(outputs.detection, self.network.anchors, box, self.limits)
             raw += (outputs.detection.classes, outputs.detection.deltas)
         if outputs.segmentation is not None:
-            results += segment(outputs.segmentation, rgb.shape[1], rgb.shape[2], box, size)
+            results += segment(outputs.segmentation, camera.shape[1], camera.shape[2], box, size)
             raw += (outputs.segmentation.main,)
         return results + raw if self.raw_heads else results
 
@@ -152,14 +160,26 @@ def export(
     return manifest
 
 
+def input_names(network: Network) -> list[str]:
+    """Return the names of the graph's inputs."""
+    cameras = network.settings.inputs
+    return [*cameras, "rgb_to_thermal"] if len(cameras) == 2 else [*cameras]
+
+
 def to_onnx(graph: StudentGraph, camera_size: tuple[int, int], thermal_size: tuple[int, int]) -> onnx.ModelProto:
     """Trace the graph with dynamic image sizes. Sizes: (width, height) px of the images it is traced with."""
-    inputs: dict[str, Tensor] = {"rgb": torch.zeros(1, camera_size[1], camera_size[0], 3, dtype=torch.uint8)}
-    dynamic: dict[str, dict[int, torch.export.Dim]] = {"rgb": {1: torch.export.Dim("H"), 2: torch.export.Dim("W")}}
-    if "thermal" in graph.network.settings.inputs:
-        inputs["thermal"] = torch.zeros(1, thermal_size[1], thermal_size[0], dtype=torch.uint8)
-        inputs["rgb_to_thermal"] = torch.eye(3)[None]
-        dynamic |= {"thermal": {1: torch.export.Dim("h"), 2: torch.export.Dim("w")}, "rgb_to_thermal": {}}
+    images = {
+        "rgb": torch.zeros(1, camera_size[1], camera_size[0], 3, dtype=torch.uint8),
+        "thermal": torch.zeros(1, thermal_size[1], thermal_size[0], dtype=torch.uint8),
+        "rgb_to_thermal": torch.eye(3)[None],
+    }
+    sizes: dict[str, dict[int, torch.export.Dim]] = {
+        "rgb": {1: torch.export.Dim("H"), 2: torch.export.Dim("W")},
+        "thermal": {1: torch.export.Dim("h"), 2: torch.export.Dim("w")},
+        "rgb_to_thermal": {},
+    }
+    names = input_names(graph.network)
+    inputs, dynamic = {name: images[name] for name in names}, {name: sizes[name] for name in names}
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the exporter's remarks on its own internals
         program = torch.onnx.export(
@@ -261,9 +281,7 @@ def check(model: onnx.ModelProto, graph: StudentGraph, samples: Sequence[Sample]
     raw = box_px = score = mask_share = 0.0
     detections = 0
     for sample in samples:
-        inputs: dict[str, np.ndarray] = {"rgb": sample.rgb[None]}
-        if "thermal" in graph.network.settings.inputs:
-            inputs |= {"thermal": sample.thermal[None], "rgb_to_thermal": sample.rgb_to_thermal[None]}
+        inputs = {name: getattr(sample, name)[None] for name in input_names(graph.network)}
         expected = dict(
             zip(names, graph(**{key: torch.from_numpy(value) for key, value in inputs.items()}), strict=True)
         )

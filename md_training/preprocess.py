@@ -77,17 +77,17 @@ def resample_matrix(positions: Tensor, source: Tensor, support: Tensor) -> Tenso
 def letterbox_rgb(rgb: Tensor, input_size: tuple[int, int]) -> tuple[Tensor, Tensor, Letterbox]:
     """Resize camera images to the network's size, aspect kept, with antialiasing.
 
-    rgb: uint8 (B, H, W, 3). Returns float32 (B, 3, height, width) in 0..255, float32 (height, width) that is 1 where
+    rgb: uint8 (B, H, W, C). Returns float32 (B, C, height, width) in 0..255, float32 (height, width) that is 1 where
     the camera image is and 0 in the padding (where the first is 0 too), and the letterbox.
     """
-    batch, height, width, _ = rgb.shape
+    batch, height, width, channels = rgb.shape
     box = make_letterbox(height, width, input_size, rgb)
     support = torch.clamp(1 / box.scale, min=1)
     xs, ys = centres(width, rgb), centres(height, rgb)
     horizontal = resample_matrix((centres(input_size[0], rgb) - box.offset_x) / box.scale, xs, support)
     vertical = resample_matrix((centres(input_size[1], rgb) - box.offset_y) / box.scale, ys, support)
-    image = vertical @ rgb.to(torch.float32).reshape(batch, height, width * 3)
-    image = image.reshape(batch, input_size[1], width, 3).permute(0, 3, 1, 2) @ horizontal.T
+    image = vertical @ rgb.to(torch.float32).reshape(batch, height, width * channels)
+    image = image.reshape(batch, input_size[1], width, channels).permute(0, 3, 1, 2) @ horizontal.T
     return image, vertical.sum(dim=1)[:, None] * horizontal.sum(dim=1)[None, :], box
 
 
@@ -144,6 +144,14 @@ def network_input(
         sampled, inside = sample_thermal(thermal, rgb_to_thermal, box, input_size)
         parts.append(normalise(sampled, inside * seen))
     return torch.cat(parts, dim=1), box
+
+
+def thermal_input(thermal: Tensor, input_size: tuple[int, int]) -> tuple[Tensor, Letterbox]:
+    """Return the input of a thermal-only network where there is no RGB image, float32 (B, 3, height, width), and the
+    letterbox of the thermal image, uint8 (B, h, w): the results are in its pixels.
+    """
+    image, seen, box = letterbox_rgb(thermal[..., None], input_size)
+    return normalise(image, seen), box
 
 
 def boxes_to_network(boxes: Tensor, box: Letterbox) -> Tensor:

@@ -18,6 +18,7 @@ import tyro
 from rich.console import Console
 from rich.progress import track
 
+from md_perception.bags.extract import INDEX
 from md_perception.labels import DETECTION, SEGMENTATION
 from md_perception.results import UInt8Image
 from md_training.data.kaist import IMPROVED_FILE, KaistFolder, KaistPairs, annotation_sources
@@ -58,6 +59,7 @@ class Report:
     """What was found. problems: kind -> texts; any makes the set unusable. notes: texts.
 
     sizes: "640x512 + 640x512" (RGB + thermal) -> pairs. objects, ignored: class -> boxes. pixels: class -> mask pixels.
+    tasks: what it can teach, for people.
     """
 
     root: str
@@ -70,12 +72,20 @@ class Report:
     empty: int = 0
     masks: int = 0
     pixels: dict[str, int] = field(default_factory=dict)
+    tasks: list[str] = field(default_factory=list)
     problems: dict[str, list[str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     @property
     def usable(self) -> bool:
         return not self.problems
+
+    def verdict(self) -> str:
+        """Return what the set is usable for, or that it is not."""
+        if not self.usable:
+            return f"{self.root} is NOT usable"
+        unlabelled = "distillation from a teacher's results (distillation.task_loss teacher): it has no labels"
+        return f"{self.root} is usable for {' and '.join(self.tasks) or unlabelled}"
 
     def text(self) -> str:
         """Return the report for a terminal."""
@@ -104,7 +114,7 @@ class Report:
             lines += [f"  PROBLEM, {kind}: {len(texts)}"]
             lines += [f"    {text}" for text in texts[:SHOWN]] + (["    .."] if len(texts) > SHOWN else [])
         lines += [f"  note: {note}" for note in self.notes]
-        return "\n".join([*lines, f"{self.root} is {'usable' if self.usable else 'NOT usable'}"])
+        return "\n".join([*lines, self.verdict()])
 
 
 @dataclass(frozen=True)
@@ -143,9 +153,9 @@ def check(
     report = Report(str(root), kind)
     problems: defaultdict[str, list[str]] = defaultdict(list)
     readers: list[PairData] = []
-    for split in splits or find_splits(root, kind) or [_EVERYTHING[kind]]:
+    for split in splits or find_splits(root, kind) or [EVERYTHING[kind]]:
         try:
-            readers.append(_open(root, kind, split, annotations))
+            readers.append(open_pairs(root, kind, split, annotations))
         except DataError as error:
             problems["list or folder"].append(str(error))
     owner = {name: reader for reader in reversed(readers) for name in reader.split.names}
@@ -154,13 +164,22 @@ def check(
     found = _read_all(lambda name: _read(owner[name], name), names, workers)
     readable = {pair.name for pair in found if pair.size}
     report.lists = [_list_report(reader, readable) for reader in readers]
+    absent = _absent(readers, found)
+    problems["missing"] += absent.values()
+    named = {name for reader in readers if reader.split.name not in absent for name in reader.split.names}
     for pair in found:
         for what, text in pair.problems:
-            problems[what].append(text)
+            if what != "missing" or pair.name in named:
+                problems[what].append(text)
     _count(report, found)
-    problems["labels"] += _not_annotated(readers)
+    report.tasks = _tasks(readers, report)
+    problems["labels"] += _not_annotated([reader for reader in readers if reader.split.name not in absent])
     problems["duplicates"] += _duplicates(report, found, kind) + _leaks(readers)
     report.notes += _notes(root, kind, readers, bool(splits))
+    if problems["missing"] and readable and not splits:
+        parts = [reader.split.name for reader in readers if reader.split.name not in absent]
+        here = "available" if kind == "kaist" else " ".join(parts) if absent else ""
+        report.notes += [f"to check only what is here: --split {here}"] if here else []
     for reader in readers if keep_record else []:
         if reader.split.status == "counted" and not record(root, kind, reader.split):
             report.notes.append(f"the hash of {reader.split.name} could not be written to {root / RECORD}")
@@ -198,7 +217,8 @@ def data_command(
         sys.exit(1)
 
 
-_EVERYTHING: dict[str, str] = {"kaist": "available", "mfnet": "all", "yolo": "all", "pairs": "all", "coco": "train"}
+EVERYTHING: dict[str, str] = {"kaist": "available", "mfnet": "all", "yolo": "all", "pairs": "all", "coco": "train"}
+"""Split to read where a data set of this kind has no list."""
 
 
 def tell_kind(root: Path) -> Literal["kaist", "mfnet", "yolo", "coco", "pairs"]:
@@ -212,7 +232,7 @@ def tell_kind(root: Path) -> Literal["kaist", "mfnet", "yolo", "coco", "pairs"]:
     if has["rgb"] and has["thermal"]:
         if find_splits(root, "coco"):
             return "coco"
-        return "yolo" if any((root / name).is_dir() for name in BOX_FOLDERS) else "pairs"
+        return "yolo" if any((root / name).is_dir() for name in (*BOX_FOLDERS, "masks")) else "pairs"
     if (root / "images").is_dir() and (root / "labels").is_dir():
         return "mfnet"
     raise DataError(
@@ -225,14 +245,15 @@ def tell_kind(root: Path) -> Literal["kaist", "mfnet", "yolo", "coco", "pairs"]:
 def find_splits(root: Path, kind: str) -> list[str]:
     """Return the names of the lists (for COCO: of the JSON files) that a data set has."""
     if kind == "coco":
-        files = [*root.glob("annotations/*.json"), *(path for path in root.glob("*.json") if path.name != RECORD)]
+        beside = (path for path in root.glob("*.json") if path.name not in (RECORD, INDEX))
+        files = [*root.glob("annotations/*.json"), *beside]
         return sorted(path.stem.removeprefix("instances_") for path in files)
     files = [path for folder in ("", "imageSets", "splits") for path in (root / folder).glob("*.txt")]
     return sorted({path.stem for path in files if not path.stem.lower().startswith(NO_LISTS)})
 
 
-def _open(root: Path, kind: str, split: str, annotations: str) -> PairData:
-    """Return the reader of a split. Raises DataError."""
+def open_pairs(root: Path, kind: str, split: str, annotations: str = "auto") -> PairData:
+    """Return the reader of a split; kind as tell_kind returns it, annotations as above. Raises DataError."""
     if kind == "mfnet":
         return MfnetFolder(root, split).open()
     if kind == "yolo":
@@ -306,6 +327,24 @@ def _read_all(read: Callable[[str], _Pair], names: Sequence[str], workers: int) 
         )
 
 
+def _absent(readers: Sequence[PairData], found: Sequence[_Pair]) -> dict[str, str]:
+    """Return the lists of which no image is there at all, as of a part that was not downloaded, with a text each."""
+    there = {pair.name for pair in found if {"rgb", "thermal"} & pair.digests.keys()}
+    return {
+        reader.split.name: f"all {len(reader)} pairs of the list {reader.split.name}: none of their images is there "
+        f"({reader.files(reader.split.names[0])['rgb']}, ..)"
+        for reader in readers
+        if there.isdisjoint(reader.split.names)
+    }
+
+
+def _tasks(readers: Sequence[PairData], report: Report) -> list[str]:
+    """Return what the readers' labels can teach, for people."""
+    classes = {name for reader in readers for name in reader.detection_classes}
+    tasks = [f"detection of {', '.join(name for name in DETECTION.classes if name in classes)}"] if classes else []
+    return [*tasks, *(["segmentation"] if report.masks else [])]
+
+
 def _count(report: Report, found: Iterable[_Pair]) -> None:
     """Fill in sizes, boxes and mask pixels."""
     sizes: Counter[str] = Counter()
@@ -343,7 +382,10 @@ def _duplicates(report: Report, found: Sequence[_Pair], kind: str) -> list[str]:
         for camera, counter in cameras.items():
             frozen = sum(count - 1 for count in counter.values() if count > 1)
             if frozen:
-                report.notes.append(f"{frozen} {camera} images have the content of another one: a frozen camera?")
+                report.notes.append(
+                    f"{frozen} {camera} images have the content of another one: a camera slower than the other, or one "
+                    "that stood still"
+                )
     seen: dict[str, str] = {}
     for pair in found:
         if pair.mirrored is not None:

@@ -13,11 +13,11 @@ from pydantic import Discriminator, Tag
 from md_perception.inference.manifest import ThermalContract
 from md_training.data.kaist import IMPROVED_FILE, NON_EMPTY, KaistFolder, Target
 from md_training.data.mfnet import MfnetFolder
-from md_training.data.pairs import Degradation, PairData
+from md_training.data.pairs import Degradation, PairData, PairFolder
 from md_training.data.sample import Sample, at_network_size
 from md_training.data.splits import DataError
-from md_training.data.synthetic import SceneData, cached, evaluation_seeds, render
-from md_training.data.yolo import YoloFolder
+from md_training.data.synthetic import SceneData, StreamedScenes, cached, evaluation_seeds, render
+from md_training.data.yolo import CocoFolder, YoloFolder
 
 
 @dataclass(frozen=True)
@@ -110,16 +110,13 @@ class MfnetData(PairSource):
 
 
 @dataclass(frozen=True)
-class YoloData(PairSource):
-    """A folder with YOLO boxes and perhaps masks, see data/yolo.py: MSRS, or a user's own drives."""
+class BoxSource(PairSource):
+    """What folders with boxes, and perhaps masks, have in common, see data/yolo.py."""
 
-    kind: tyro.conf.Suppress[Literal["yolo"]] = "yolo"
     camera_size: tuple[int, int] = (640, 480)
     native_thermal_size: tuple[int, int] = (640, 480)
     split: str = "train"
     evaluation_split: str = "val"
-    published: str = ""
-    """Data set whose published lists have to be met, e.g. `msrs`."""
     rename: dict[str, str] = field(default_factory=dict)
     """From the set's class names to those of the class list, to `ignore` or to `background`."""
     minimum_height_px: float = 0.0
@@ -128,14 +125,62 @@ class YoloData(PairSource):
     """Folder of the mask images below root."""
 
     def training(self) -> PairData:
-        return self._folder(self.split).open()
+        return self._open(self.split)
 
     def evaluation(self) -> PairData:
-        return self._folder(self.evaluation_split).open()
+        return self._open(self.evaluation_split)
 
-    def _folder(self, split: str) -> YoloFolder:
-        return YoloFolder(
+    @abstractmethod
+    def _open(self, split: str) -> PairData:
+        """Find the pairs of a split. Raises DataError."""
+
+
+@dataclass(frozen=True)
+class YoloData(BoxSource):
+    """Boxes as YOLO text: MSRS, or a user's own drives (`md_bag extract`)."""
+
+    kind: tyro.conf.Suppress[Literal["yolo"]] = "yolo"
+    published: str = ""
+    """Data set whose published lists have to be met, e.g. `msrs`."""
+
+    def _open(self, split: str) -> PairData:
+        folder = YoloFolder(
             self.root, split, self.published, self.rename, self.minimum_height_px, self.masks, self.degradation
+        )
+        return folder.open()
+
+
+@dataclass(frozen=True)
+class CocoData(BoxSource):
+    """Boxes as COCO JSON: what annotation tools export. The splits are the names of the JSON files."""
+
+    kind: tyro.conf.Suppress[Literal["coco"]] = "coco"
+
+    def _open(self, split: str) -> PairData:
+        folder = CocoFolder(self.root, split, self.rename, self.minimum_height_px, self.masks, self.degradation)
+        return folder.open()
+
+
+@dataclass(frozen=True)
+class UnlabelledData(PairSource):
+    """Pairs that nobody labelled, see data/pairs.py: a student learns its teachers' results (task_loss teacher)."""
+
+    kind: tyro.conf.Suppress[Literal["unlabelled"]] = "unlabelled"
+    split: str = "all"
+    """List of the pairs to train on, or `all` of the folder."""
+    evaluation_pairs: int = 0
+    """There is nothing to evaluate on: 0."""
+
+    def __post_init__(self) -> None:
+        if self.evaluation_pairs:
+            raise ValueError(f"evaluation_pairs {self.evaluation_pairs}: unlabelled pairs have no truth, set 0")
+
+    def training(self) -> PairData:
+        return PairFolder(self.root, self.split, self.degradation).open()
+
+    def evaluation(self) -> PairData:
+        raise DataError(
+            f"{self.root}: unlabelled pairs cannot be evaluated on; name a labelled data set (evaluate --data)"
         )
 
 
@@ -148,7 +193,9 @@ Source = Annotated[
     Annotated[SceneData, Tag("scenes")]
     | Annotated[KaistData, Tag("kaist")]
     | Annotated[MfnetData, Tag("mfnet")]
-    | Annotated[YoloData, Tag("yolo")],
+    | Annotated[YoloData, Tag("yolo")]
+    | Annotated[CocoData, Tag("coco")]
+    | Annotated[UnlabelledData, Tag("unlabelled")],
     Discriminator(_kind),
 ]
 """In JSON, `kind` tells them apart."""
@@ -186,25 +233,33 @@ def training_data(
     input_size: tuple[int, int],
     workers: int,
     with_full: bool,
+    with_truth: bool = True,
 ) -> TrainingData:
     """Return what a network of these tasks and detection classes learns from.
 
-    workers: processes that render scenes. with_full: keep the thermal image that a teacher is shown.
+    workers: processes that render scenes. with_full: keep the thermal image that a teacher is shown. with_truth: the
+    annotations are what is learnt (and not a teacher's results).
     Raises DataError where the data are not there, not of the declared sizes, or do not annotate what is to be learnt:
     everything else would be trained as background.
     """
     if isinstance(source, SceneData):
+        if source.streamed:
+            return TrainingData(StreamedScenes(source, input_size, with_full), source.description(), {})
         seeds = source.training_seeds
         scenes = render(seeds, source, input_size, workers, with_full)
         return TrainingData(cached(scenes, len(seeds), "rendering"), source.description(), {})
     pairs = source.training()
     missing = set(classes) - set(pairs.detection_classes)
-    if "detection" in tasks and missing:
+    if with_truth and "detection" in tasks and missing:
         raise DataError(
             f"{source.root} does not annotate {', '.join(sorted(missing))}, which would be trained as background: set "
-            f"network.detection_classes to {' '.join(pairs.detection_classes) or '(it has no boxes at all)'}"
+            + (
+                f"network.detection_classes to {' '.join(pairs.detection_classes)}"
+                if pairs.detection_classes
+                else "network.tasks to segmentation, it has no boxes at all"
+            )
         )
-    if "segmentation" in tasks and not pairs.segmentation_classes:
+    if with_truth and "segmentation" in tasks and not pairs.segmentation_classes:
         raise DataError(f"{source.root} has no masks: train it for detection only (network.tasks)")
     first = pairs[0]
     sizes = first.rgb.shape[1::-1], first.thermal.shape[1::-1]

@@ -7,7 +7,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import torch
@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 EVALUATION_FIRST_SEED = 9_000_000
 """Seeds from here on are held out: no training may use them."""
+SCENES_PER_WORKER = 100
+"""Fewer are rendered sooner than a process is started."""
 MINIMUM_HEIGHT_PX = 20
 """Objects lower than this, at 512 rows, are ignored, as are heavily occluded ones: neither asked for nor background."""
 
@@ -42,7 +44,10 @@ class SceneData:
     first_seed: int = 1_000_000
     """Seed of the first training scene."""
     scenes: int = 6000
-    """Training scenes, of consecutive seeds; rendered once, at the network's size, and kept in memory."""
+    """Training scenes, of consecutive seeds."""
+    streamed: bool = False
+    """Render each scene when it is its turn, in the loader's workers, instead of all of them once, at the network's
+    size, to be kept in memory. With `scenes` no fewer than steps x batch size, none comes twice."""
     evaluation_scenes: int = 64
     """Scenes looked at during training; their seeds are never those of training."""
 
@@ -120,8 +125,10 @@ def render(
 ) -> Iterator[Sample]:
     """Yield the samples of the seeds in order, at camera size or, where input_size is given, at the network's.
 
-    workers: processes that render; 0 renders here. with_full: see scene_sample.
+    workers: processes that render; 0 renders here, as do few scenes, which cost less than starting a process.
+    with_full: see scene_sample.
     """
+    workers = min(workers, len(seeds) // SCENES_PER_WORKER)
     make = (
         partial(scene_sample, data=data, with_full=with_full)
         if input_size is None
@@ -132,6 +139,21 @@ def render(
         return
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
         yield from pool.map(make, seeds, chunksize=8)
+
+
+class StreamedScenes(Sequence[Sample]):
+    """Scenes that are rendered for training when they are asked for; arguments as of network_sample."""
+
+    def __init__(self, data: SceneData, input_size: tuple[int, int], with_full: bool = False) -> None:
+        self._data, self._input_size, self._with_full = data, input_size, with_full
+
+    def __len__(self) -> int:
+        return len(self._data.training_seeds)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        return network_sample(self._data.training_seeds[index], self._data, self._input_size, self._with_full)
 
 
 def cached(samples: Iterable[Sample], count: int, what: str) -> list[Sample]:

@@ -3,10 +3,11 @@
 ROOT/visible/NAME.jpg       or rgb/, vi/, images/; any of pairs.IMAGE_SUFFIXES
 ROOT/thermal/NAME.jpg       or lwir/, infrared/, ir/; its own resolution is fine
 ROOT/boxes/NAME.txt         or labels/: YOLO text, one object a line, `class centre_x centre_y width height`, relative
-                            to the image; an empty file for an image without objects
+                            to the image; an empty file for an image without objects. A set with masks needs no boxes
 ROOT/annotations/SPLIT.json instead of boxes/: COCO instances, `file_name` below visible/
 ROOT/masks/NAME.png         optional: class ids of labels.SEGMENTATION (255: leave out), or its palette's colours
-ROOT/classes.txt            optional: the class names of the YOLO numbers, one a line; else those of labels.DETECTION
+ROOT/classes.txt            optional: the class names of the YOLO numbers, one a line; else those of labels.DETECTION.
+                            `ignore` names regions that are left out of the loss
 ROOT/train.txt, val.txt     lists of names (YOLO)
 ROOT/night.txt, ROOT/homography.txt   optional, see pairs.FolderPairs
 """
@@ -134,7 +135,10 @@ class YoloPairs(_BoxPairs):
 
     def __init__(self, settings: YoloFolder, names: Sequence[str] | None = None) -> None:
         super().__init__(settings, settings.split, settings.published, names)
-        self._boxes = find_folder(settings.root, BOX_FOLDERS, "the boxes")
+        # A set with masks alone teaches segmentation.
+        self._boxes: Path | None = None
+        if not self.segmentation_classes or any((settings.root / name).is_dir() for name in BOX_FOLDERS):
+            self._boxes = find_folder(settings.root, BOX_FOLDERS, "the boxes")
         listed = settings.root / "classes.txt"
         classes = tuple(read_text(listed).split("\n")) if listed.is_file() else DETECTION.classes
         classes = tuple(line.strip() for line in classes if line.strip())
@@ -142,13 +146,18 @@ class YoloPairs(_BoxPairs):
             raise DataError(f"{listed} names a class twice: {', '.join(classes)}")
         self.class_names = classes
         self._ids = np.array(list(self._classes(classes, listed).values()), np.int64)
-        self.detection_classes = tuple(DETECTION.classes[id_] for id_ in sorted(set(self._ids.tolist())) if id_ >= 0)
+        if self._boxes is not None:
+            known = sorted(set(self._ids.tolist()))
+            self.detection_classes = tuple(DETECTION.classes[id_] for id_ in known if id_ >= 0)
 
     def files(self, name: str) -> dict[str, Path]:
-        return super().files(name) | {"boxes": self._boxes / f"{name}.txt"}
+        boxes = {} if self._boxes is None else {"boxes": self._boxes / f"{name}.txt"}
+        return super().files(name) | boxes
 
     def truth(self, name: str, size: tuple[int, int]) -> Truth:
-        path = self._boxes / f"{name}.txt"
+        path = self.files(name).get("boxes")
+        if path is None:
+            return self._truth(name, np.zeros((0, 4)), np.zeros(0, np.int64), np.zeros(0, np.bool_), size)
         numbers, relative = read_yolo(path, len(self.class_names))
         centre, extent = relative[:, :2] * size, relative[:, 2:] * size
         boxes = np.concatenate([centre - extent / 2, centre + extent / 2], axis=1)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from md_training.models.backbone import Level
+from md_training.processes import ALONE, Processes
 
 VISIBLE, THERMAL = 0, 1
 """Channels of the masks."""
@@ -154,11 +155,14 @@ def dice_loss(
 
 
 def gaff_losses(
-    fusions: Mapping[Level, Fusion], truth: Mapping[Level, Foreground], settings: GaffSettings
+    fusions: Mapping[Level, Fusion],
+    truth: Mapping[Level, Foreground],
+    settings: GaffSettings,
+    processes: Processes = ALONE,
 ) -> dict[str, Tensor]:
     """Return the guidance of the masks, 0-d fp32 tensors, means over the levels: `gaff_intra` (0..2), `gaff_inter`."""
     intra = [intra_loss(fusion.intra, truth[level]) for level, fusion in fusions.items()]
-    inter = [inter_loss(fusion, truth[level], settings.margin) for level, fusion in fusions.items()]
+    inter = [inter_loss(fusion, truth[level], settings.margin, processes) for level, fusion in fusions.items()]
     return {"gaff_intra": torch.stack(intra).mean(), "gaff_inter": torch.stack(inter).mean()}
 
 
@@ -167,11 +171,11 @@ def intra_loss(intra: Tensor, truth: Foreground) -> Tensor:
     return dice_loss(intra, truth.mask, truth.known).sum(dim=1).mean()
 
 
-def inter_loss(fusion: Fusion, truth: Foreground, margin: float) -> Tensor:
+def inter_loss(fusion: Fusion, truth: Foreground, margin: float, processes: Processes = ALONE) -> Tensor:
     """Return the cross-entropy of the inter masks over the cells with a winner; 0, gradient 0, where there is none."""
     winner, decided = better_camera(fusion.intra, truth, margin)
     entropy = F.cross_entropy(fusion.inter_logits, winner, reduction="none")  # B, h, w
-    return (entropy * decided).sum() / decided.sum().clamp(min=1)
+    return (entropy * decided).sum() / processes.normaliser(decided.sum())
 
 
 @torch.no_grad()

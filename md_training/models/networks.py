@@ -28,7 +28,8 @@ class NetworkSettings:
     tasks: tuple[Task, ...] = ("detection", "segmentation")
     """What it answers."""
     inputs: tuple[Input, ...] = ("rgb", "thermal")
-    """Cameras it sees, RGB first."""
+    """Cameras it sees, RGB first. A thermal-only network is trained on truth in RGB's pixels, to which thermal is
+    brought; exported, it needs no RGB and answers in thermal pixels."""
     input_size: tuple[int, int] = (640, 512)
     """Width and height of its input, px, multiples of 32; any camera is letterboxed to it."""
     detection_classes: tuple[str, ...] = DETECTION.classes

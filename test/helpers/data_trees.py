@@ -1,6 +1,7 @@
 """Tiny data sets from scene frames, in the folders and file formats of KAIST, MFNet and YOLO or COCO sets."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,3 +126,24 @@ def write_yolo(root: Path, names: Sequence[str] = ("0D", "1D", "2N"), size: tupl
         (root / "boxes" / f"{name}.txt").write_text(boxes[index % len(boxes)])
     (root / "train.txt").write_text("\n".join(names[:-1]) + "\n")
     (root / "val.txt").write_text(names[-1] + "\n")
+
+
+def yolo_to_coco(root: Path, size: tuple[int, int] = (64, 48)) -> None:
+    """Turn what write_yolo wrote into annotations/train.json and val.json, as annotation tools export them."""
+    (root / "annotations").mkdir()
+    for split in ("train", "val"):
+        images, annotations = [], []
+        for id_, name in enumerate((root / f"{split}.txt").read_text().split()):
+            images.append({"id": id_, "file_name": f"{name}.png", "width": size[0], "height": size[1]})
+            for line in (root / "boxes" / f"{name}.txt").read_text().splitlines():
+                label, *relative = map(float, line.split())
+                x, y, width, height = (value * side for value, side in zip(relative, (*size, *size), strict=True))
+                box = [x - width / 2, y - height / 2, width, height]
+                annotations.append(
+                    {"id": len(annotations), "image_id": id_, "category_id": int(label) + 1, "bbox": box, "iscrowd": 0}
+                )
+        categories = [{"id": id_ + 1, "name": name} for id_, name in enumerate(DETECTION.classes)]
+        content = {"images": images, "annotations": annotations, "categories": categories}
+        (root / "annotations" / f"{split}.json").write_text(json.dumps(content))
+        (root / f"{split}.txt").unlink()
+    shutil.rmtree(root / "boxes")

@@ -68,8 +68,23 @@ class TestGoodSets:
 
         assert report.usable, report.text()
         assert (report.kind, report.objects, report.empty) == ("yolo", {"person": 1, "car": 1}, 1)
+        assert report.verdict().endswith("is usable for detection of person, bicycle, car")
         shutil.rmtree(yolo / "boxes")
-        assert check(yolo).kind == "pairs"
+        (yolo / "md_index.json").write_text("{}")  # what md_bag extract leaves: no COCO file
+        unlabelled = check(yolo)
+        assert (unlabelled.kind, unlabelled.usable) == ("pairs", True)
+        assert "usable for distillation from a teacher's results" in unlabelled.verdict()
+
+    def test_masks_without_boxes(self, yolo: Path) -> None:
+        shutil.rmtree(yolo / "boxes")
+        (yolo / "masks").mkdir()
+        Image.fromarray(np.full((48, 64), 2, np.uint8)).save(yolo / "masks" / "0D.png")
+
+        report = check(yolo)
+
+        assert report.usable, report.text()
+        assert (report.masks, report.tasks, report.objects) == (1, ["segmentation"], {})
+        assert report.pixels["person"] == 48 * 64
 
     def test_msrs(self, data_root: Path) -> None:
         report = check(data_root / "msrs", keep_record=False)
@@ -92,6 +107,19 @@ class TestProblems:
         assert only(report, "missing") == [f"{yolo}/thermal/0D.png", f"{yolo}/boxes/1D.txt"]
         assert "only 1 pairs can be read" in report.text()
         assert report.text().endswith("is NOT usable")
+
+    def test_a_part_that_was_not_downloaded_is_one_problem_with_advice(self, tmp_path: Path) -> None:
+        write_kaist(tmp_path, size=(160, 128))
+        for set_ in ("set00", "set03"):  # all of tiny-train
+            shutil.rmtree(tmp_path / "images" / set_)
+
+        report = check(tmp_path)
+
+        (text,) = only(report, "missing")
+        first = tmp_path / "images/set00/V000/visible/I00001.jpg"
+        assert text == f"all 3 pairs of the list tiny-train: none of their images is there ({first}, ..)"
+        assert "to check only what is here: --split available" in report.notes
+        assert check(tmp_path, splits=["tiny-test"]).usable
 
     def test_damaged_files(self, yolo: Path) -> None:
         path = yolo / "visible" / "0D.png"
@@ -128,7 +156,10 @@ class TestProblems:
         report = check(yolo)
 
         assert report.usable
-        assert "1 thermal images have the content of another one: a frozen camera?" in report.notes
+        assert (
+            "1 thermal images have the content of another one: a camera slower than the other, or one that stood still"
+            in report.notes
+        )
 
     def test_one_image_for_both_cameras(self, yolo: Path) -> None:
         grey = np.repeat(np.arange(64, dtype=np.uint8)[None, :, None], 48, axis=0).repeat(3, axis=2)

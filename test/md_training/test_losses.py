@@ -5,7 +5,16 @@ import math
 import pytest
 import torch
 
-from md_training.losses import LossError, Targets, balanced_l1, detection_losses, focal_loss, segmentation_loss, total
+from md_training.losses import (
+    LossError,
+    Targets,
+    balanced_l1,
+    check_finite,
+    detection_losses,
+    focal_loss,
+    segmentation_loss,
+    total,
+)
 from md_training.models.retinanet import DetectionLogits
 
 
@@ -38,6 +47,31 @@ def test_image_without_objects_has_no_box_loss_and_a_finite_gradient() -> None:
     assert bool(classes.grad.isfinite().all())
 
 
+def test_detection_losses_are_divided_by_the_positive_anchors_of_the_whole_batch() -> None:
+    # The first object lies 1.2 px beside its anchor of 12 px: a delta of 1. Those of the second image are anchors.
+    anchors = torch.tensor([(0.0, 0.0, 12.0, 12.0), (40.0, 0.0, 52.0, 12.0), (80.0, 0.0, 92.0, 12.0)])
+    beside = anchors[:1] + torch.tensor([1.2, 0.0, 1.2, 0.0])
+    none = torch.zeros(0, 4)
+    targets = Targets(
+        (beside, anchors[:2]), (torch.tensor([0]), torch.tensor([0, 0])), (none, none), torch.zeros(2, 16, 96).long()
+    )
+    losses = detection_losses(DetectionLogits(torch.zeros(2, 3, 1), torch.zeros(2, 3, 4)), anchors, targets)
+    # Three positives at .125 ln 2 and three negatives at .375 ln 2, see above, over 3.
+    assert float(losses["classes"]) == pytest.approx(0.5 * math.log(2), rel=1e-6)
+    # One of twelve deltas is off, by 1: 1.5 + 1.5 / (e^3 - 1) - .055 = 1.523594.
+    assert float(losses["boxes"]) == pytest.approx(1.523594 / 12, rel=1e-5)
+
+
+def test_a_positive_anchor_learns_its_class_and_no_other() -> None:
+    anchors = torch.tensor([(0.0, 0.0, 12.0, 12.0)])
+    none = torch.zeros(0, 4)
+    targets = Targets((anchors,), (torch.tensor([2]),), (none,), torch.zeros(1, 16, 16).long())
+    logits = torch.zeros(1, 1, 3, requires_grad=True)
+    detection_losses(DetectionLogits(logits, torch.zeros(1, 1, 4)), anchors, targets)["classes"].backward()
+    assert logits.grad is not None
+    assert (logits.grad[0, 0] < 0).tolist() == [False, False, True]
+
+
 def test_anchors_in_an_ignored_region_are_no_background() -> None:
     anchors = torch.tensor([(0.0, 0.0, 8.0, 8.0), (8.0, 0.0, 16.0, 8.0)])
     heads = DetectionLogits(torch.zeros(1, 2, 3), torch.zeros(1, 2, 4))
@@ -59,4 +93,4 @@ def test_segmentation_trains_class_zero_and_leaves_out_255() -> None:
 
 def test_not_finite_loss_stops_with_all_terms_in_the_text() -> None:
     with pytest.raises(LossError, match=r"classes=1, boxes=nan"):
-        total({"classes": torch.tensor(1.0), "boxes": torch.tensor(float("nan"))})
+        check_finite({"classes": 1.0, "boxes": float("nan")})

@@ -18,6 +18,7 @@ from md_training.preprocess import (
     make_letterbox,
     network_input,
     sample_thermal,
+    thermal_input,
 )
 
 
@@ -58,6 +59,17 @@ def test_wider_camera_is_centred_between_two_plain_bars() -> None:
     torch.testing.assert_close(inputs[0, :, 19:109], expected.view(3, 1, 1).expand(3, 90, 160), atol=1e-5, rtol=0)
     assert float(inputs[0, :, :19].abs().max()) == 0
     assert float(inputs[0, :, 109:].abs().max()) == 0
+
+
+@pytest.mark.parametrize("sensor", [(40, 32), (160, 128)])
+def test_thermal_alone_looks_as_it_does_beside_rgb_of_the_same_view(sensor: tuple[int, int]) -> None:
+    thermal = torch.from_numpy(np.random.default_rng(3).integers(0, 256, (1, sensor[1], sensor[0])).astype(np.uint8))
+    scale = torch.diag(torch.tensor([sensor[0] / 320, sensor[1] / 256, 1.0]))
+    scale[:2, 2] = (scale.diagonal()[:2] - 1) / 2  # pixel centres at integers
+    beside, _ = network_input(torch.zeros(1, 256, 320, 3, dtype=torch.uint8), thermal, scale[None], (160, 128))
+    alone, box = thermal_input(thermal, (160, 128))
+    torch.testing.assert_close(alone, beside[:, 3:], atol=1e-4, rtol=0)
+    assert float(box.scale) == 160 / sensor[0]
 
 
 def test_outside_of_the_thermal_view_is_the_mean_and_inside_the_right_pixel() -> None:

@@ -3,12 +3,20 @@
 import hashlib
 import json
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from painted_samples import painted_sample
 from torch import Tensor, nn
 
-from md_training.export import fold_batch_norm
+from md_perception.inference.session import Student as ExportedStudent
+from md_training.checkpoint import Checkpoint
+from md_training.data.sample import in_thermal_pixels
+from md_training.data.synthetic import SceneData
+from md_training.evaluate import evaluate_student, predict
+from md_training.export import export, fold_batch_norm
 from md_training.losses import IGNORED_PIXEL, Targets, foreground, gradient_norms, task_losses
 from md_training.models.backbone import CHANNELS, Backbone
 from md_training.models.gaff import GaffSettings
@@ -40,6 +48,7 @@ from md_training.models.retinanet import (
     paper_anchors,
     pedestrian_anchors,
 )
+from md_training.postprocess import DetectionLimits
 from md_training.presets import PRESETS, Run
 
 SMALL = NetworkSettings(input_size=(96, 64))
@@ -218,6 +227,55 @@ def test_students_of_one_camera() -> None:
     assert select_inputs(both[:, :3], ("rgb",)).shape == (2, 3, 64, 96)
     with pytest.raises(ValueError, match="3 channels"):
         select_inputs(both[:, :3], ("thermal",))
+
+
+@pytest.mark.parametrize(
+    ("change", "role"),
+    [
+        ({"architecture": "two_stream"}, "teacher"),
+        ({"inputs": ("thermal",), "tasks": ("segmentation",)}, "student"),
+    ],
+    ids=["teacher", "thermal-only"],
+)
+def test_teachers_and_thermal_students_are_exported_to_the_format_of_the_student(
+    change: dict, role: str, tmp_path: Path
+) -> None:
+    torch.manual_seed(17)
+    network = inference_copy(make_network(replace(SMALL, **change)))
+    random_statistics(network)
+    data = SceneData(camera_size=(96, 64), thermal_size=(24, 16))
+    run = Run(name="untrained", network=network.settings, data=data)
+    sample = painted_sample(1, (96, 64), (24, 16))
+    manifest = export(Checkpoint(run, "run-1", 0, network, {}, "abc"), tmp_path / "file.onnx", samples=[sample])
+    assert manifest.role == role
+    exported = ExportedStudent.load(tmp_path / "file.onnx")
+    assert exported.manifest == manifest
+    found = exported.run(sample.rgb, sample.thermal, sample.rgb_to_thermal)
+    # Without RGB, the thermal image is the camera's.
+    assert exported.uses_rgb == ("rgb" in network.settings.inputs)
+    seen = sample if exported.uses_rgb else in_thermal_pixels(sample)
+    expected = predict(network, seen, DetectionLimits())
+    assert found.segmentation is not None
+    assert expected.segmentation is not None
+    assert float((found.segmentation.mask == expected.segmentation.mask).mean()) > 0.99
+    assert (found.detections is None) == (expected.detections is None)
+    assert evaluate_student(exported, [sample])["all"].segmentation.pixels == found.segmentation.mask.size
+
+
+def test_a_sample_in_thermal_pixels() -> None:
+    # The thermal camera sees the middle half of RGB's width and height, at a quarter of its pixels per side.
+    sample = painted_sample(2, (128, 96), (16, 12))
+    to_thermal = np.array([[0.25, 0, 0.25 * 0.5 - 8 - 0.5], [0, 0.25, 0.25 * 0.5 - 6 - 0.5], [0, 0, 1]], np.float32)
+    boxes = np.array([(40, 32, 64, 56), (80, 60, 128, 90), (0, 0, 20, 20)], np.float32)
+    mask = np.zeros((96, 128), np.uint8)
+    mask[32:56, 40:64] = 2
+    seen = in_thermal_pixels(replace(sample, boxes=boxes, mask=mask, rgb_to_thermal=to_thermal))
+    assert seen.mask.shape == seen.rgb.shape[:2] == (12, 16)
+    np.testing.assert_allclose(seen.boxes, [(2, 2, 8, 8), (12, 9, 16, 12)], atol=1e-4)
+    assert seen.labels.tolist() == sample.labels[:2].tolist()
+    expected = np.zeros((12, 16), np.uint8)
+    expected[2:8, 2:8] = 2
+    assert np.array_equal(seen.mask, expected)
 
 
 # --- the teacher
