@@ -41,13 +41,12 @@ class Checkpoint:
 class Progress:
     """What a run needs besides its network to go on exactly where it stopped.
 
-    optimiser: its state dict. random: states of torch's global generators, the CPU's first. trained: the weights that
-    are trained, where the network holds their moving average, with its count of updates. window: the terms of the
-    steps since the last line of the log.
+    optimiser: its state dict. trained: the weights that are trained, where the network holds their moving average, with
+    its count of updates. window: the terms of the steps since the last line of the log. What is random in a step
+    follows from the run's seed and the step.
     """
 
     optimiser: dict[str, Any]
-    random: tuple[torch.Tensor, ...]
     trained: dict[str, torch.Tensor] | None
     averaged_steps: int
     window: tuple[dict[str, float], ...]
@@ -71,7 +70,6 @@ def save(path: Path, checkpoint: Checkpoint, progress: Progress | None = None) -
     if progress is not None:
         content |= {
             "optimiser": progress.optimiser,
-            "random": list(progress.random),
             "trained": progress.trained,
             "averaged_steps": progress.averaged_steps,
             "window": list(progress.window),
@@ -113,11 +111,10 @@ def load(path: Path) -> Checkpoint:
 def load_progress(path: Path) -> Progress:
     """Read what `train` needs to go on. Raises CheckpointError, as `load` does, and where it was not saved."""
     content = _read(path)
-    if content.get("optimiser") is None or "random" not in content:
+    if content.get("optimiser") is None or "window" not in content:
         raise CheckpointError(f"{path} holds no state of the training: it cannot be resumed, only used")
     return Progress(
         content["optimiser"],
-        tuple(content["random"]),
         content["trained"],
         content["averaged_steps"],
         tuple(content["window"]),

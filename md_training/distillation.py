@@ -6,19 +6,23 @@ differs and the switch that gives the literal form is named.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from md_training.evaluate import class_ids
 from md_training.losses import IGNORED_PIXEL, Targets
+from md_training.models.backbone import Level
 from md_training.models.gaff import dice_loss
-from md_training.models.networks import Network, Outputs
+from md_training.models.networks import Network, Outputs, Task
 from md_training.models.retinanet import DetectionLogits
 from md_training.postprocess import DetectionLimits, detect
 from md_training.preprocess import make_letterbox
+from md_training.processes import ALONE, Processes
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,13 @@ class DistillationSettings:
     negative, and descent makes them worse."""
     normalise: Literal["image", "batch"] = "image"
     """What the softmax spans; Eq. 4 has the image."""
+    task_loss: Literal["labels", "teacher"] = "labels"
+    """What the tasks themselves are learnt from: the annotations, or the teachers' results, for pairs that nobody
+    labelled."""
+    object_score: float = 0.5
+    """With task_loss teacher: a teacher's detections from this score on are objects, ..."""
+    ignored_score: float = 0.1
+    """... and those from this one on neither objects nor background."""
 
     def __post_init__(self) -> None:
         if not (self.temperature > 0 and math.isfinite(self.temperature)):
@@ -53,6 +64,10 @@ class DistillationSettings:
             raise ValueError(
                 f"attention_weight {self.attention_weight}, semantic_weight {self.semantic_weight}: "
                 "none may be below 0, one has to be above 0"
+            )
+        if not 0 < self.ignored_score <= self.object_score <= 1:
+            raise ValueError(
+                f"ignored_score {self.ignored_score}, object_score {self.object_score}: 0 < ignored <= object <= 1"
             )
 
 
@@ -74,17 +89,86 @@ def teach(teacher: Network, image: Tensor) -> Outputs:
 
 
 def distillation_losses(
-    student: Outputs, teacher: Outputs, settings: DistillationSettings, mask: Tensor | None = None
+    student: Outputs,
+    teacher: Outputs,
+    settings: DistillationSettings,
+    mask: Tensor | None = None,
+    processes: Processes = ALONE,
 ) -> dict[str, Tensor]:
     """Return the weighted terms, 0-d fp32 tensors: `TASK_attention` and `TASK_semantic` of each task of the teacher
     that the student distils (NetworkSettings.detection_joint, segmentation_joint).
 
     The levels are the student's; several give the mean of their losses. Gradients reach the student only. For a
     student of two teachers, to be called with each. mask: bool (B, H, W) of the network input, True where the camera
-    saw something; cells without any such pixel (padding) do not count. By default all count.
+    saw something; cells without any such pixel (padding) do not count. By default all count. processes: see
+    losses.task_losses.
     Raises ValueError where there is nothing to compute or a configured term cannot be computed.
     """
+    attention: dict[Task, list[Tensor]] = {}
+    semantic: dict[Task, list[Tensor]] = {}
+    for task, level in _transferred(student, teacher):
+        features, known = level.features, _known(mask, level.features[0])
+        if settings.semantic_weight > 0:
+            semantic.setdefault(task, []).append(semantic_transfer(*features, settings, known, processes))
+        if settings.attention_weight > 0:
+            if level.attention is None:
+                raise ValueError(
+                    f"{task}: the student has no attention head on {level.name}; set attention_weight to 0 or "
+                    f"{task}_joint.attention to after"
+                )
+            transfer = attention_transfer(*level.attention, settings.attention_form, known)
+            attention.setdefault(task, []).append(transfer)
     losses: dict[str, Tensor] = {}
+    for task in teacher.joint:
+        if task in attention:
+            losses[f"{task}_attention"] = settings.attention_weight * torch.stack(attention[task]).mean()
+        if task in semantic:
+            losses[f"{task}_semantic"] = settings.semantic_weight * torch.stack(semantic[task]).mean()
+    if not losses:
+        raise ValueError(
+            f"there is nothing to distil: the teacher teaches {_named(teacher)}, the student distils {_named(student)};"
+            " the student needs detection_joint or segmentation_joint for a task of the teacher's"
+        )
+    return losses
+
+
+@dataclass(frozen=True)
+class TransferMaps:
+    """What the transfer of one level looks at, for pictures (the paper's Fig. 4).
+
+    weight: fp32 (B, h, w), the weights of F-MSE. student, teacher: (B, 1, h, w) in 0..1, the attention masks; None
+    where the student has no attention head.
+    """
+
+    weight: Tensor
+    student: Tensor | None
+    teacher: Tensor | None
+
+
+@torch.no_grad()
+def transfer_maps(
+    student: Outputs, teacher: Outputs, settings: DistillationSettings, mask: Tensor | None = None
+) -> dict[tuple[Task, Level], TransferMaps]:
+    """Return the maps behind the terms of `distillation_losses`, whose arguments these are; none without a distilled
+    level. Raises ValueError where the two networks do not fit."""
+    maps = {}
+    for task, level in _transferred(student, teacher):
+        weight = focal_weight(*level.features, settings, _known(mask, level.features[0]))
+        maps[task, level.name] = TransferMaps(weight, *(level.attention or (None, None)))
+    return maps
+
+
+@dataclass(frozen=True)
+class _Level:
+    """One level of a task that is transferred; features and attention: (student's, teacher's)."""
+
+    name: Level
+    features: tuple[Tensor, Tensor]
+    attention: tuple[Tensor, Tensor] | None
+
+
+def _transferred(student: Outputs, teacher: Outputs) -> Iterator[tuple[Task, _Level]]:
+    """Yield what the student distils of the teacher. Raises ValueError where the two do not fit."""
     for task, taught in teacher.joint.items():
         learning = student.joint.get(task)
         if learning is None or not learning.levels:
@@ -94,7 +178,6 @@ def distillation_losses(
                 f"{task}: the student distils the levels {learning.levels}, the teacher fuses {taught.levels}; set "
                 f"{task}_joint of the student and gaff.levels of the teacher to levels in common"
             )
-        attention, semantic = [], []
         for level in learning.levels:
             pair = getattr(learning.features, level), getattr(taught.features, level)
             if pair[0].shape != pair[1].shape:
@@ -102,27 +185,15 @@ def distillation_losses(
                     f"{task}: the {level} maps differ, student {tuple(pair[0].shape)}, teacher {tuple(pair[1].shape)}; "
                     "both need the same network input size and output stride"
                 )
-            known = None if mask is None else F.adaptive_max_pool2d(mask.float()[:, None], pair[0].shape[-2:]) > 0
-            if settings.semantic_weight > 0:
-                semantic.append(semantic_transfer(*pair, settings, known))
-            if settings.attention_weight > 0:
-                if level not in learning.attention:
-                    raise ValueError(
-                        f"{task}: the student has no attention head on {level}; set attention_weight to 0 or "
-                        f"{task}_joint.attention to after"
-                    )
+            masks = None
+            if level in learning.attention:
                 masks = learning.attention[level], taught.attention[level]
-                attention.append(attention_transfer(*masks, settings.attention_form, known))
-        if attention:
-            losses[f"{task}_attention"] = settings.attention_weight * torch.stack(attention).mean()
-        if semantic:
-            losses[f"{task}_semantic"] = settings.semantic_weight * torch.stack(semantic).mean()
-    if not losses:
-        raise ValueError(
-            f"there is nothing to distil: the teacher teaches {_named(teacher)}, the student distils {_named(student)};"
-            " the student needs detection_joint or segmentation_joint for a task of the teacher's"
-        )
-    return losses
+            yield task, _Level(level, pair, masks)
+
+
+def _known(mask: Tensor | None, features: Tensor) -> Tensor | None:
+    """Return bool (B, 1, h, w), the cells of a map that hold a pixel of the mask (B, H, W)."""
+    return None if mask is None else F.adaptive_max_pool2d(mask.float()[:, None], features.shape[-2:]) > 0
 
 
 def _named(outputs: Outputs) -> str:
@@ -143,17 +214,22 @@ def attention_transfer(
 
 
 def semantic_transfer(
-    student: Tensor, teacher: Tensor, settings: DistillationSettings, known: Tensor | None = None
+    student: Tensor,
+    teacher: Tensor,
+    settings: DistillationSettings,
+    known: Tensor | None = None,
+    processes: Processes = ALONE,
 ) -> Tensor:
     """Return the (focal) mean squared error between two feature maps (Eq. 4), fp32.
 
-    student, teacher: (B, C, h, w). known: bool (B, 1, h, w), cells that count.
+    student, teacher: (B, C, h, w). known: bool (B, 1, h, w), cells that count. Raises ValueError where the weights are
+    to span a batch that several processes share.
     """
+    if settings.normalise == "batch" and processes.count > 1:
+        raise ValueError("normalise batch spans the batch of one process: with several use normalise image")
     with torch.autocast(student.device.type, enabled=False):
-        error = (student.float() - teacher.detach().float()).square().mean(dim=1)  # B, h, w
-        cells = torch.ones_like(error, dtype=torch.bool) if known is None else known[:, 0]
-        error = error * cells
-        plain = error.sum() / cells.sum().clamp(min=1)
+        error, cells = _error(student, teacher, known)
+        plain = error.sum() / processes.normaliser(cells.sum())
         if settings.semantic == "mse":
             return plain
         weight = _weight(error, cells, student.shape[1], settings)
@@ -162,14 +238,24 @@ def semantic_transfer(
         focal = (weight * error).sum() / (1 if settings.normalise == "batch" else len(error))
         if settings.semantic == "f_mse":
             return focal
-        return plain * (focal / plain.clamp(min=torch.finfo(plain.dtype).tiny)).detach()
+        values = processes.mean(torch.stack([focal, plain]))
+        return plain * (values[0] / values[1].clamp(min=torch.finfo(plain.dtype).tiny))
 
 
 @torch.no_grad()
-def focal_weight(student: Tensor, teacher: Tensor, settings: DistillationSettings) -> Tensor:
+def focal_weight(
+    student: Tensor, teacher: Tensor, settings: DistillationSettings, known: Tensor | None = None
+) -> Tensor:
     """Return the weights of F-MSE (the paper's Fig. 4), fp32 (B, h, w), of sum 1 per image. Arguments as above."""
-    error = (student.float() - teacher.float()).square().mean(dim=1)
-    return _weight(error, torch.ones_like(error, dtype=torch.bool), student.shape[1], settings)
+    return _weight(*_error(student, teacher, known), student.shape[1], settings)
+
+
+def _error(student: Tensor, teacher: Tensor, known: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the mean squared error over the channels, fp32 (B, h, w), 0 in the cells that do not count, and those that
+    do, bool of the same shape."""
+    error = (student.float() - teacher.detach().float()).square().mean(dim=1)
+    cells = torch.ones_like(error, dtype=torch.bool) if known is None else known[:, 0]
+    return error * cells, cells
 
 
 def _weight(error: Tensor, cells: Tensor, channels: int, settings: DistillationSettings) -> Tensor:
@@ -218,3 +304,27 @@ def teacher_targets(
         tuple(ignored) or (none,) * batch,
         mask,
     )
+
+
+def taught_targets(
+    teachers: Sequence[Network], outputs: Sequence[Outputs], settings: DistillationSettings, seen: Tensor
+) -> Targets:
+    """Return the results of one teacher, or of several, one for each task, as truth for a student.
+
+    The labels of the objects are ids of labels.DETECTION. seen: bool (B, H, W) of the network input; where the camera
+    saw nothing (padding), the mask is IGNORED_PIXEL.
+    """
+    found: Targets | None = None
+    mask: Tensor | None = None
+    for teacher, output in zip(teachers, outputs, strict=True):
+        targets = teacher_targets(
+            teacher, output, object_score=settings.object_score, ignored_score=settings.ignored_score
+        )
+        if found is None or output.detection is not None:
+            ids = torch.from_numpy(class_ids(teacher.settings.detection_classes)).to(seen.device)
+            found = replace(targets, labels=tuple(ids[labels] for labels in targets.labels))
+        if mask is None or output.segmentation is not None:
+            mask = targets.mask
+    assert found is not None
+    assert mask is not None
+    return replace(found, mask=mask.masked_fill(~seen, IGNORED_PIXEL))

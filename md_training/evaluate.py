@@ -1,8 +1,7 @@
 """Evaluation of a network on samples at camera size: the same pre- and postprocessing as the exported graph."""
 
-import logging
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -12,12 +11,12 @@ from md_perception.labels import DETECTION
 from md_perception.metrics.detection import AveragePrecision, TruthBoxes, average_precision
 from md_perception.metrics.segmentation import Confusion, SegmentationScores
 from md_perception.results import Detections, Int64Array, Segmentation, StudentOutput
-from md_training.data.sample import Sample
+from md_training.data.sample import Sample, in_thermal_pixels
 from md_training.models.networks import Network, select_inputs
 from md_training.postprocess import DetectionLimits, detect, segment
 from md_training.preprocess import network_input
 
-log = logging.getLogger(__name__)
+SUBSETS = ("all", "day", "night")
 
 
 @dataclass(frozen=True)
@@ -73,48 +72,76 @@ def predict(network: Network, sample: Sample, limits: DetectionLimits) -> Studen
     return StudentOutput(detections, segmentation)
 
 
-def evaluate(network: Network, samples: Iterable[Sample], limits: DetectionLimits | None = None) -> dict[str, Scores]:
-    """Return the scores of the subsets `all`, `day` and `night`. samples: at camera size; read once, one at a time."""
+@dataclass
+class Answers:
+    """What a network answered to samples, beside their truth, in their order: all that any score needs.
+
+    night: of each sample. truth, found: of each sample, in px of the images that were answered for; empty without
+    detection. confusions: of each subset, without a pixel where there is no segmentation or no mask.
+    """
+
+    night: list[bool] = field(default_factory=list)
+    truth: list[TruthBoxes] = field(default_factory=list)
+    found: list[Detections] = field(default_factory=list)
+    confusions: dict[str, Confusion] = field(default_factory=lambda: {subset: Confusion() for subset in SUBSETS})
+
+    def add(self, sample: Sample, output: StudentOutput) -> None:
+        self.night.append(sample.night)
+        if output.detections is not None:
+            self.truth.append(TruthBoxes(sample.boxes, sample.labels, sample.ignored))
+            self.found.append(output.detections)
+        if output.segmentation is not None:
+            for subset in ("all", "night" if sample.night else "day"):
+                self.confusions[subset].add(sample.mask, output.segmentation.mask)
+
+    def scores(self) -> dict[str, Scores]:
+        """Return the scores of `all` and, where there is both, of `day` and `night`; the tasks are those answered."""
+        result = {}
+        for subset in SUBSETS if len(set(self.night)) == 2 else ("all",):
+            detection = segmentation = None
+            if self.truth:
+                mine = [i for i, dark in enumerate(self.night) if subset == "all" or dark == (subset == "night")]
+                detection = average_precision([self.truth[i] for i in mine], [self.found[i] for i in mine])
+            if self.confusions["all"].counts.any():
+                segmentation = self.confusions[subset].scores()
+            result[subset] = Scores(detection, segmentation)
+        return result
+
+
+def answers(network: Network, samples: Iterable[Sample], limits: DetectionLimits | None = None) -> Answers:
+    """Return what a network answers. samples: at camera size; read once, one at a time."""
     was_training = network.training
     network.eval()
+    found = Answers()
     try:
-        return score(samples, lambda sample: predict(network, sample, limits or DetectionLimits()))
+        for sample in samples:
+            found.add(sample, predict(network, sample, limits or DetectionLimits()))
     finally:
         network.train(was_training)
+    return found
+
+
+def answers_of_student(student: ExportedStudent, samples: Iterable[Sample]) -> Answers:
+    """Return what an exported file answers, run as the node runs it; samples as above.
+
+    A thermal-only student answers in thermal pixels: it is scored there.
+    """
+    ids = class_ids(student.manifest.detection_classes)
+    answered = Answers()
+    for sample in samples if student.uses_rgb else map(in_thermal_pixels, samples):
+        output = student.run(sample.rgb, sample.thermal, sample.rgb_to_thermal)
+        found = output.detections
+        answered.add(
+            sample, replace(output, detections=None if found is None else replace(found, labels=ids[found.labels]))
+        )
+    return answered
+
+
+def evaluate(network: Network, samples: Iterable[Sample], limits: DetectionLimits | None = None) -> dict[str, Scores]:
+    """Return the scores by subset, see Answers.scores; arguments as of `answers`."""
+    return answers(network, samples, limits).scores()
 
 
 def evaluate_student(student: ExportedStudent, samples: Iterable[Sample]) -> dict[str, Scores]:
-    """Return the scores of an exported file, run as the node runs it; samples as above."""
-
-    ids = class_ids(student.manifest.detection_classes)
-
-    def run(sample: Sample) -> StudentOutput:
-        thermal = (sample.thermal, sample.rgb_to_thermal) if student.uses_thermal else (None, None)
-        output = student.run(sample.rgb, *thermal)
-        found = output.detections
-        return replace(output, detections=None if found is None else replace(found, labels=ids[found.labels]))
-
-    return score(samples, run)
-
-
-def score(samples: Iterable[Sample], predictor: Callable[[Sample], StudentOutput]) -> dict[str, Scores]:
-    """Return the scores of whatever predicts, by subset; the tasks are those that the predictor answers."""
-    subsets = ("all", "day", "night")
-    truths: dict[str, list[TruthBoxes]] = {subset: [] for subset in subsets}
-    found: dict[str, list[Detections]] = {subset: [] for subset in subsets}
-    confusions = {subset: Confusion() for subset in subsets}
-    for sample in samples:
-        output = predictor(sample)
-        for subset in ("all", "night" if sample.night else "day"):
-            if output.detections is not None:
-                truths[subset].append(TruthBoxes(sample.boxes, sample.labels, sample.ignored))
-                found[subset].append(output.detections)
-            if output.segmentation is not None:
-                confusions[subset].add(sample.mask, output.segmentation.mask)
-    return {
-        subset: Scores(
-            average_precision(truths[subset], found[subset]) if truths["all"] else None,
-            confusions[subset].scores() if confusions["all"].counts.any() else None,
-        )
-        for subset in subsets
-    }
+    """Return the scores of an exported file by subset, see Answers.scores; arguments as of `answers_of_student`."""
+    return answers_of_student(student, samples).scores()

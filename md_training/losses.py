@@ -13,6 +13,7 @@ from md_training.assignment import BACKGROUND, IGNORED, mutual_guidance
 from md_training.models.gaff import Foreground, box_foreground, gaff_losses, mask_foreground
 from md_training.models.networks import Network, Outputs, Task
 from md_training.models.retinanet import DetectionLogits, encode_boxes
+from md_training.processes import ALONE, Processes
 
 FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 1.0
 """Gamma is 1 in Mutual Guidance's code, not RetinaNet's 2."""
@@ -41,32 +42,37 @@ class Targets:
 
 
 def task_losses(
-    network: Network, outputs: Outputs, targets: Targets, class_weights: Tensor | None
+    network: Network,
+    outputs: Outputs,
+    targets: Targets,
+    class_weights: Tensor | None,
+    processes: Processes = ALONE,
 ) -> dict[str, Tensor]:
     """Return the terms of the network's tasks, each a 0-d fp32 tensor, to be summed.
 
     A teacher's include the guidance of GAFF's masks; a decision-level network's are those of its two networks.
+    processes: those that share the batch out. The mean over them of a term, and of its gradient, is the whole batch's.
     """
     if outputs.members:
         return {
             f"{camera}_{name}": value
             for camera, member in zip(("visible", "thermal"), outputs.members, strict=True)
-            for name, value in task_losses(network, member, targets, class_weights).items()
+            for name, value in task_losses(network, member, targets, class_weights, processes).items()
         }
     losses: dict[str, Tensor] = {}
     if outputs.detection is not None:
-        losses |= detection_losses(outputs.detection, network.anchors, targets)
+        losses |= detection_losses(outputs.detection, network.anchors, targets, processes)
     if outputs.segmentation is not None:
-        losses["segmentation"] = segmentation_loss(outputs.segmentation.main, targets.mask, class_weights)
+        losses["segmentation"] = segmentation_loss(outputs.segmentation.main, targets.mask, class_weights, processes)
         if outputs.segmentation.auxiliary is not None:
-            auxiliary = segmentation_loss(outputs.segmentation.auxiliary, targets.mask, class_weights)
+            auxiliary = segmentation_loss(outputs.segmentation.auxiliary, targets.mask, class_weights, processes)
             losses["segmentation_auxiliary"] = AUXILIARY_WEIGHT * auxiliary
     if outputs.fusions:
         truth = {
             level: foreground(targets, network.settings.tasks, (fusion.attention.shape[-2], fusion.attention.shape[-1]))
             for level, fusion in outputs.fusions.items()
         }
-        losses |= gaff_losses(outputs.fusions, truth, network.settings.gaff)
+        losses |= gaff_losses(outputs.fusions, truth, network.settings.gaff, processes)
     return losses
 
 
@@ -100,38 +106,45 @@ def gradient_norms(losses: Mapping[str, Tensor], parameters: Iterable[nn.Paramet
     return norms
 
 
-def total(losses: dict[str, Tensor]) -> Tensor:
-    """Return the sum of the terms; raise LossError with all of them where it is not finite."""
-    result = torch.stack(list(losses.values())).sum()
-    if not math.isfinite(float(result.detach())):
-        terms = ", ".join(f"{name}={float(value.detach()):.4g}" for name, value in losses.items())
-        raise LossError(f"the loss is not finite ({terms}): lower the learning rate or look at the data of this step")
-    return result
+def total(losses: Mapping[str, Tensor]) -> Tensor:
+    """Return the sum of the terms."""
+    return torch.stack(list(losses.values())).sum()
 
 
-def detection_losses(logits: DetectionLogits, anchors: Tensor, targets: Targets) -> dict[str, Tensor]:
+def check_finite(terms: Mapping[str, float]) -> None:
+    """Raise LossError with all terms where one is not finite."""
+    if not all(math.isfinite(value) for value in terms.values()):
+        text = ", ".join(f"{name}={value:.4g}" for name, value in terms.items())
+        raise LossError(f"the loss is not finite ({text}): lower the learning rate or look at the data of this step")
+
+
+def detection_losses(
+    logits: DetectionLogits, anchors: Tensor, targets: Targets, processes: Processes = ALONE
+) -> dict[str, Tensor]:
     """Return focal and box loss of a batch, each over the number of its positive anchors in the batch."""
     class_logits, deltas = logits.classes.float(), logits.deltas.float()
     class_targets = torch.zeros_like(class_logits)
     trained = torch.ones(class_logits.shape[:2], dtype=torch.bool, device=anchors.device)
-    class_positives, predicted, wanted = 0, [], []
+    positives, predicted, wanted = [], [], []
     for index, (boxes, labels, ignored) in enumerate(zip(targets.boxes, targets.labels, targets.ignored, strict=True)):
         assignment = mutual_guidance(anchors, boxes, labels, class_logits[index], deltas[index])
         positive = assignment.classes >= 0
         class_targets[index, positive, labels[assignment.classes[positive]]] = 1
-        class_positives += int(positive.sum())
+        positives.append(positive.sum())
         trained[index] = assignment.classes != IGNORED
         if len(ignored):
             trained[index] &= ~((assignment.classes == BACKGROUND) & _covered(anchors, ignored))
         chosen = assignment.boxes >= 0
         predicted.append(deltas[index, chosen])
         wanted.append(encode_boxes(boxes[assignment.boxes[chosen]], anchors[chosen]))
-    box_positives = sum(len(boxes) for boxes in wanted)
+    boxes_wanted = torch.cat(wanted)
+    class_positives = torch.stack(positives).sum()
+    counts = processes.normaliser(torch.stack([class_positives, class_positives.new_tensor(len(boxes_wanted))]))
     focal = focal_loss(class_logits, class_targets) * trained[..., None]
-    boxes_loss = balanced_l1(torch.cat(predicted) - torch.cat(wanted))
+    boxes_loss = balanced_l1(torch.cat(predicted) - boxes_wanted)
     return {
-        "classes": focal.sum() / max(class_positives, 1),
-        "boxes": boxes_loss.sum() / (4 * max(box_positives, 1)),
+        "classes": focal.sum() / counts[0],
+        "boxes": boxes_loss.sum() / (4 * counts[1]),
     }
 
 
@@ -151,13 +164,18 @@ def balanced_l1(error: Tensor, alpha: float = 0.5, gamma: float = 1.5, beta: flo
     return torch.where(size < beta, near, gamma * size + gamma / b - alpha * beta)
 
 
-def segmentation_loss(logits: Tensor, mask: Tensor, class_weights: Tensor | None) -> Tensor:
-    """Return the cross-entropy over all classes, 0 included, at the mask's size.
+def segmentation_loss(
+    logits: Tensor, mask: Tensor, class_weights: Tensor | None, processes: Processes = ALONE
+) -> Tensor:
+    """Return the cross-entropy over all classes, 0 included, at the mask's size; 0 where no pixel is labelled.
 
     logits: (B, K, h, w). mask: int64 (B, H, W). class_weights: float32 (K,) or None.
     """
     logits = F.interpolate(logits.float(), mask.shape[-2:], mode="bilinear", align_corners=False)
-    return F.cross_entropy(logits, mask, weight=class_weights, ignore_index=IGNORED_PIXEL)
+    entropy = F.cross_entropy(logits, mask, weight=class_weights, ignore_index=IGNORED_PIXEL, reduction="sum")
+    labelled = mask[mask != IGNORED_PIXEL]
+    weight = labelled.new_tensor(labelled.numel()) if class_weights is None else class_weights[labelled].sum()
+    return entropy / processes.normaliser(weight)
 
 
 def _covered(anchors: Tensor, regions: Tensor) -> Tensor:

@@ -58,9 +58,10 @@ def write_model_card(path: Path, student: Path, manifest: Manifest, checkpoint: 
             "## What it reached",
             "",
             "Figures of the checkpoint before export, from `python -m md_training evaluate CHECKPOINT`; "
-            f"`python -m md_training evaluate {student.name}` scores the file itself, as the node runs it. Dusk counts "
-            "as day. AP: COCO's, over IoU 0.50 to 0.95; objects lower than 20 px (at 512 rows) or heavily occluded are "
-            "ignored. mAcc9 and mIoU9 count class 0; a class without truth counts as 0.",
+            f"`python -m md_training evaluate {student.name}` scores the file itself, as the node runs it. In scenes "
+            "dusk counts as day, and objects lower than 20 px (at 512 rows) or heavily occluded are ignored. AP: "
+            "COCO's, over IoU 0.50 to 0.95. MR2: log-average miss rate by the KAIST benchmark's rules, lower is "
+            "better. mAcc9 and mIoU9 count class 0; a class without truth counts as 0.",
             "",
             *_metrics_table(manifest.metrics),
             "",
@@ -69,10 +70,14 @@ def write_model_card(path: Path, student: Path, manifest: Manifest, checkpoint: 
 
 
 def _metrics_table(metrics: dict[str, float]) -> list[str]:
-    """Return a table with a row for each figure and a column for each subset, from names like `AP50 [scenes, day]`."""
+    """Return a table with a row for each figure and a column for each subset, from names like `AP50 [scenes, day]`, and
+    a line for each miss rate, whose name is one whole: `MR2[reasonable,all]`."""
     subsets: list[str] = []
     rows: dict[str, dict[str, float]] = {}
+    miss_rates = {name: value for name, value in metrics.items() if name.startswith("MR2[")}
     for name, value in metrics.items():
+        if name in miss_rates:
+            continue
         figure, _, subset = name.partition(" [")
         subset = subset.rstrip("]")
         if subset not in subsets:
@@ -82,4 +87,4 @@ def _metrics_table(metrics: dict[str, float]) -> list[str]:
     for figure, values in rows.items():
         cells = [f"{values[subset]:.3f}" if subset in values else "" for subset in subsets]
         table.append(f"| {figure} | " + " | ".join(cells) + " |")
-    return table
+    return [*table, *([""] if miss_rates else []), *(f"- {name}: {value:.4f}" for name, value in miss_rates.items())]

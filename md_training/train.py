@@ -1,4 +1,4 @@
-"""The training loop of both stages, teacher or student: plain, native torch, one process.
+"""The training loop of both stages, teacher or student: plain torch, in one process or, under torchrun, in several.
 
 A run leaves in its folder run.json, metrics.jsonl (one line per logged step and per evaluation), checkpoint.pt and, if
 wanted, TensorBoard's events.
@@ -7,8 +7,8 @@ wanted, TensorBoard's events.
 import json
 import logging
 import math
-import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,19 +16,24 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from md_perception.labels import DETECTION, SEGMENTATION
-from md_training.checkpoint import Checkpoint, Progress, git_revision, load, load_progress, save
-from md_training.data.augment import distillation_batch, training_batch
+from md_perception.labels import SEGMENTATION
+from md_training.checkpoint import Checkpoint, Progress, git_revision, load, load_progress
 from md_training.data.sample import Sample
 from md_training.data.sources import evaluation_samples, training_data
-from md_training.distillation import distillation_losses, teach
-from md_training.evaluate import class_ids, evaluate
-from md_training.losses import IGNORED_PIXEL, LossError, Targets, gradient_norms, task_losses, total
+from md_training.distillation import distillation_losses, taught_targets, teach
+from md_training.interruption import StopRequest, last_checkpoint_named
+from md_training.loader import Batch, Batches, of_classes, seed_network, served
+from md_training.losses import IGNORED_PIXEL, LossError, check_finite, gradient_norms, task_losses, total
 from md_training.models.backbone import initialise
+from md_training.models.joint import JointBranch
 from md_training.models.networks import Network, make_network, multiply_accumulates, parameter_count, select_inputs
 from md_training.presets import Optimisation, Run
+from md_training.processes import ALONE, Processes, join, with_batch_norm
+from md_training.record import Record
+from md_training.sanity import check_batch, check_first_loss
 
 log = logging.getLogger(__name__)
 
@@ -36,21 +41,19 @@ FINAL_LEARNING_RATE = 1e-6
 """Where the warm-up starts and the cosine ends."""
 CLASS_WEIGHT_LIMIT = 10.0
 """No class weighs more than this times the mean pixel."""
-
-
+COUNTED_SAMPLES = 1000
+"""Samples whose pixels are counted for the weights of the classes, at most; evenly spread."""
 GRADIENT_CHECK_STEPS = 20
 """Steps within which every term of the loss has to have had a gradient."""
 MAY_BE_SILENT = "gaff_inter"
 """End of the name of the term that has none as long as neither camera's mask is the better one anywhere."""
-
-_ORDER, _AUGMENTATION = 0, 1  # what a seed is for
 
 
 def train(
     run: Run,
     folder: Path,
     *,
-    workers: int = 2,
+    workers: int = 0,
     device: str = "cpu",
     resume: bool = False,
     tensorboard: bool = False,
@@ -58,43 +61,29 @@ def train(
 ) -> Checkpoint:
     """Train a run and return its last checkpoint, which is also written to the folder (made if missing).
 
-    workers: processes that render the scenes before training starts. resume: go on from the folder's checkpoint, as if
-    the run had never stopped; without a checkpoint the run starts. tensorboard: write events beside metrics.jsonl.
-    stop_after: write a checkpoint after this step, and return; to be resumed.
-    Raises LossError, with all terms, where the loss is not finite or a term never has a gradient; the last checkpoint
-    stays. Raises ValueError where the run to be resumed is another one, CheckpointError where a teacher is missing.
+    Under torchrun, to be called in every process, with a folder that all of them see. SIGINT and SIGTERM end the
+    training after the current step, with a checkpoint.
+    workers: processes that prepare the data, of each process that trains. device: see processes.join. resume: go on
+    from the folder's checkpoint, as if the run had never stopped; without a checkpoint the run starts. tensorboard:
+    write events beside metrics.jsonl. stop_after: write a checkpoint after this step, and return; to be resumed.
+    Raises LossError, with all terms, where the loss is not finite or a term never has a gradient; OutOfMemory;
+    DataError where a file is damaged; LoaderError where a worker has died. The last checkpoint stays.
+    Raises ValueError where the run to be resumed is another one, CheckpointError where a teacher is missing.
     """
+    processes = join(device)
     folder.mkdir(parents=True, exist_ok=True)
-    place = folder / "checkpoint.pt"
-    going_on = resume and place.exists()
-    torch.manual_seed(run.seed)
-    network = make_network(run.network)
-    if going_on:
-        checkpoint = _to_be_resumed(place, run)
-        log.info("run %s goes on after step %d", checkpoint.run_id, checkpoint.step)
-    else:
-        for backbone in network.backbones():
-            initialise(backbone, run.backbone_weights)
-        run_id = f"{run.name}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
-        checkpoint = Checkpoint(run, run_id, 0, network, {}, git_revision())
-        record = {"run_id": run_id, "git_revision": checkpoint.git_revision, "run": run.to_json()}
-        (folder / "run.json").write_text(json.dumps(record, indent=2) + "\n")
-        log.info("run %s\n%s", run_id, json.dumps(run.to_json(), indent=2))
-    log.info(
-        "network: %.2f M parameters, %.2f GMACs at %dx%d",
-        parameter_count(network) / 1e6,
-        multiply_accumulates(network) / 1e9,
-        *run.network.input_size,
-    )
+    network, checkpoint, progress = _begun(run, folder, resume, processes)
     teachers = load_teachers(run)
-    tasks, classes = run.network.tasks, run.network.detection_classes
-    data = training_data(run.data, tasks, classes, run.network.input_size, workers, with_full=bool(teachers))
+    settings, with_truth = run.network, run.distillation.task_loss == "labels"
+    data = training_data(
+        run.data, settings.tasks, settings.detection_classes, settings.input_size, workers, bool(teachers), with_truth
+    )
     log.info("training data: %s", data.description)
-    held_out = evaluation_samples(run.data)
-
-    trainer = Trainer(network, run, data.samples, torch.device(device), [teacher.network for teacher in teachers])
-    if going_on:
-        trainer.restore(checkpoint.network, load_progress(place))
+    trainer = Trainer(
+        network, run, processes, [teacher.network for teacher in teachers], class_weights(run, data.samples)
+    )
+    if progress is not None:
+        trainer.restore(checkpoint.network, progress)
     checkpoint = replace(
         checkpoint,
         network=trainer.result,
@@ -102,53 +91,78 @@ def train(
         training_data=data.description,
         split_hashes=data.split_hashes,
     )
-    first, steps = checkpoint.step + 1, run.optimisation.steps
-    final = steps if stop_after is None else min(steps, stop_after)
-    with RunLog(folder, checkpoint.step, tensorboard) as notes:
-        started = window_started = time.monotonic()
-        logged = checkpoint.step
-        for step in range(first, final + 1):
-            trainer.step(step)
-            if step % run.log_every == 0 or step == steps:
-                now = time.monotonic()
-                means = {name: float(np.mean([terms[name] for terms in trainer.window])) for name in trainer.window[0]}
-                rate = (step - logged) * run.optimisation.batch_size / (now - window_started)
-                left = (steps - step) * (now - started) / (step - first + 1)
-                text = "  ".join(f"{name} {value:.4f}" for name, value in means.items())
-                log.info(
-                    "step %d/%d  %s  %.1f images/s  %d:%02d min to go", step, steps, text, rate, left // 60, left % 60
-                )
-                notes.write(step, {**means, "images_per_s": rate, "elapsed_s": now - started})
-                trainer.window, window_started, logged = [], now, step
-            if held_out and (step == steps or step % run.evaluate_every == 0):
-                scores = evaluate(trainer.result, held_out)
-                figures = {name: value for subset in scores for name, value in scores[subset].figures(subset).items()}
-                checkpoint = replace(checkpoint, metrics=figures)
-                log.info("step %d, %d held-out samples:\n%s", step, len(held_out), scores["all"].table())
-                notes.write_evaluation(step, figures)
-                window_started = time.monotonic()
-            if step == final or step % run.checkpoint_every == 0:
-                checkpoint = replace(checkpoint, step=step)
-                save(place, checkpoint, trainer.progress())
-    log.info("%s is written", place)
+    batches = Batches(data.samples, run, processes)
+    final = min(run.optimisation.steps, stop_after or run.optimisation.steps)
+    steps = range(checkpoint.step + 1, final + 1)
+    with ExitStack() as stack:
+        record = None
+        if processes.first:
+            record = stack.enter_context(Record(folder, checkpoint, evaluation_samples(run.data), tensorboard))
+        stop = stack.enter_context(StopRequest())
+        stack.enter_context(last_checkpoint_named(run, folder / "checkpoint.pt", processes.device))
+        served_batches = stack.enter_context(closing(served(batches, steps, workers, processes.device)))
+
+        for step, batch in zip(steps, served_batches, strict=True):
+            trainer.step(step, batch)
+            last = processes.any(stop.asked) or step == final
+            if record is not None:
+                record.step(step, trainer, last)
+            if last:
+                checkpoint = replace(checkpoint if record is None else record.checkpoint, step=step)
+                break
+
+    processes.wait()
+    log.info("%s is written, after step %d of %d", folder / "checkpoint.pt", checkpoint.step, run.optimisation.steps)
+    if checkpoint.step < final:
+        log.info("%s has stopped the training: --resume goes on", stop.name or "a signal to another process")
     return checkpoint
 
 
-def _to_be_resumed(place: Path, run: Run) -> Checkpoint:
+def _begun(run: Run, folder: Path, resume: bool, processes: Processes) -> tuple[Network, Checkpoint, Progress | None]:
+    """Return the network with its first weights and a checkpoint of step 0; or, of a run that goes on, a network, the
+    folder's checkpoint and what the trainer needs to go on from it.
+    """
+    path = folder / "checkpoint.pt"
+    torch.manual_seed(run.seed)
+    network = make_network(run.network)
+    log.info(
+        "network: %.2f M parameters, %.2f GMACs at %dx%d",
+        parameter_count(network) / 1e6,
+        multiply_accumulates(network) / 1e9,
+        *run.network.input_size,
+    )
+    if resume and path.exists():
+        checkpoint = _to_be_resumed(path, run)
+        log.info("run %s goes on after step %d", checkpoint.run_id, checkpoint.step)
+        return network, checkpoint, load_progress(path)
+    for backbone in network.backbones():
+        initialise(backbone, run.backbone_weights)
+    run_id = f"{run.name}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+    checkpoint = Checkpoint(run, run_id, 0, network, {}, git_revision())
+    if processes.first:
+        if path.exists():  # of an earlier run: nobody is to take it for this one's
+            path.replace(path.with_name("checkpoint.previous.pt"))
+        record = {"run_id": run_id, "git_revision": checkpoint.git_revision, "run": run.to_json()}
+        (folder / "run.json").write_text(json.dumps(record, indent=2) + "\n")
+        log.info("run %s\n%s", run_id, json.dumps(run.to_json(), indent=2))
+    return network, checkpoint, None
+
+
+def _to_be_resumed(path: Path, run: Run) -> Checkpoint:
     """Return the checkpoint; raise ValueError, with the settings that differ, where it is of another run."""
-    checkpoint = load(place)
+    checkpoint = load(path)
     if checkpoint.run != run:
         there, wanted = checkpoint.run.to_json(), run.to_json()
         differing = [key for key in wanted if there.get(key) != wanted[key]]
         raise ValueError(
-            f"{place} is of a run with other settings ({', '.join(differing)}): resume with the same ones, or name "
+            f"{path} is of a run with other settings ({', '.join(differing)}): resume with the same ones, or name "
             "another folder"
         )
     return checkpoint
 
 
 def load_teachers(run: Run) -> list[Checkpoint]:
-    """Return the run's teachers; raise ValueError where they and the student's distilled tasks do not match."""
+    """Return the run's teachers; raise ValueError where they and the student's tasks do not match."""
     teachers = [load(Path(path)) for path in run.teachers]
     if not teachers:
         return []
@@ -159,96 +173,59 @@ def load_teachers(run: Run) -> list[Checkpoint]:
         if size != run.network.input_size:
             raise ValueError(f"{path} sees {size}, the student {run.network.input_size}: train both at one input_size")
     for task, joint in run.network.joint.items():
-        able = [
-            path for path, teacher in zip(run.teachers, teachers, strict=True) if task in teacher.network.settings.tasks
-        ]
+        able = [teacher for teacher in teachers if task in teacher.network.settings.tasks]
         if joint.blocks and len(able) != 1:
             raise ValueError(
                 f"the student distils {task}, and {len(able)} of its {len(teachers)} teachers have that task: name "
                 "exactly one for each task"
             )
+        if run.distillation.task_loss == "teacher" and task in run.network.tasks and len(able) != 1:
+            raise ValueError(
+                f"the student learns {task} from its teachers' results (task_loss teacher), and {len(able)} of its "
+                f"{len(teachers)} teachers have that task: name exactly one for each task"
+            )
+        if run.distillation.task_loss == "teacher" and task == "detection" and task in run.network.tasks:
+            known = able[0].network.settings.detection_classes
+            if unknown := set(run.network.detection_classes) - set(known):
+                raise ValueError(
+                    f"the teacher of detection does not know {', '.join(sorted(unknown))}, which would be trained as "
+                    f"background: set network.detection_classes to {' '.join(known)}"
+                )
     return teachers
 
 
-class RunLog:
-    """metrics.jsonl and, if wanted, TensorBoard's events of one folder."""
-
-    def __init__(self, folder: Path, after_step: int, tensorboard: bool) -> None:
-        """after_step: of a run that goes on; what an earlier process wrote beyond it is dropped. 0 starts anew.
-
-        Raises ValueError where TensorBoard is wanted and not installed.
-        """
-        path = folder / "metrics.jsonl"
-        kept = path.read_text().splitlines(keepends=True) if after_step and path.exists() else []
-        # A killed process may have left half a line.
-        kept = [line for line in kept if line.endswith("\n") and json.loads(line)["step"] <= after_step]
-        path.write_text("".join(kept))
-        self._metrics = path.open("a")
-        self._events = None
-        if tensorboard:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError as error:
-                raise ValueError(f"TensorBoard: {error}; pip install tensorboard, or --no-tensorboard") from None
-            self._events = SummaryWriter(str(folder), purge_step=after_step + 1 if after_step else None)
-
-    def __enter__(self) -> "RunLog":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._metrics.close()
-        if self._events is not None:
-            self._events.close()
-
-    def write(self, step: int, values: dict[str, float]) -> None:
-        """Note the loss terms and speed."""
-        self._line({"step": step, **values})
-        self._scalars("train", step, values)
-
-    def write_evaluation(self, step: int, figures: dict[str, float]) -> None:
-        self._line({"step": step, "evaluation": figures})
-        self._scalars("evaluation", step, figures)
-
-    def _line(self, values: dict[str, object]) -> None:
-        self._metrics.write(json.dumps(values) + "\n")
-        self._metrics.flush()
-
-    def _scalars(self, group: str, step: int, values: dict[str, float]) -> None:
-        if self._events is not None:
-            for name, value in values.items():
-                self._events.add_scalar(f"{group}/{name}", value, step)
-
-
 class Trainer:
-    """A network, its optimiser, the samples it learns from and, in the second stage, its frozen teachers.
+    """A network, its optimiser and, in the second stage, its frozen teachers.
 
-    The samples of a step and their augmentation follow from the run's seed and the step alone. window: the terms of
-    the steps since it was last emptied.
+    window: the terms of the steps since it was last emptied.
     """
 
     def __init__(
         self,
         network: Network,
         run: Run,
-        samples: Sequence[Sample],
-        device: torch.device,
+        processes: Processes = ALONE,
         teachers: Sequence[Network] = (),
+        class_weights: Tensor | None = None,
     ) -> None:
-        self.network = network.to(device).to(memory_format=torch.channels_last)
-        self.teachers = [teacher.to(device).to(memory_format=torch.channels_last).eval() for teacher in teachers]
+        """class_weights: see losses.segmentation_loss. Raises as with_batch_norm does."""
+        self.run, self.processes, self.device = run, processes, processes.device
+        self.teachers = [teacher.to(self.device).to(memory_format=torch.channels_last).eval() for teacher in teachers]
         for teacher in self.teachers:
             teacher.requires_grad_(False)
-        self.run, self.samples, self.device = run, samples, device
-        self.optimiser = make_optimiser(network, run.optimisation)
-        self.half = computes_bf16(run.optimisation, device)
-        log.info("computing in %s on %s", "bf16 autocast" if self.half else "fp32", device)
-        self.class_weights = None
-        if run.optimisation.class_weights == "sqrt_inverse" and "segmentation" in run.network.tasks:
-            self.class_weights = sqrt_inverse_weights(samples, len(SEGMENTATION)).to(device)
+        if not teachers or run.distillation.attention_weight == 0:
+            _freeze_attention(network)
+        network = with_batch_norm(network, run.optimisation.batch_norm, processes)
+        self.network = network.to(self.device).to(memory_format=torch.channels_last)
+        self.class_weights = None if class_weights is None else class_weights.to(self.device)
+        self.optimiser = make_optimiser(self.network, run.optimisation)
+        self.half = computes_bf16(run.optimisation, self.device)
+        log.info("computing in %s on %s", "bf16 autocast" if self.half else "fp32", self.device)
         self.average: AveragedModel | None = None
         if run.optimisation.ema_decay > 0:
             moving = get_ema_multi_avg_fn(run.optimisation.ema_decay)
             self.average = AveragedModel(self.network, multi_avg_fn=moving, use_buffers=True)
+        self._wrapped = processes.wrapped(self.network)
         self.window: list[dict[str, float]] = []
         self._silent: set[str] | None = None  # terms without a gradient so far; None before the first step
         self._steps_checked = 0
@@ -262,67 +239,66 @@ class Trainer:
         assert isinstance(averaged, Network)
         return averaged
 
-    def step(self, step: int) -> dict[str, float]:
-        """Do one optimiser step (counted from 1) and return the loss terms."""
-        losses = self._losses(step)
-        loss = total(losses)
+    def step(self, step: int, batch: Batch) -> dict[str, float]:
+        """Do one optimiser step (counted from 1) with this process's share of its batch; return the loss terms of the
+        whole batch."""
+        optimisation = self.run.optimisation
+        seed_network(self.run, step, self.processes.rank)
+        batch = batch.to(self.device)
+        losses = self._losses(batch)
+        means = self.processes.mean(torch.stack(list(losses.values())))
+        terms = dict(zip(losses, means.tolist(), strict=True))
+        check_finite(terms)
+        if self._silent is None:
+            check_batch(batch, self.network)
+            check_first_loss(terms)
         self._check_gradients(losses)
-        rate = learning_rate(step, self.run.optimisation)
         for group in self.optimiser.param_groups:
-            group["lr"] = rate
+            group["lr"] = learning_rate(step, optimisation)
         self.optimiser.zero_grad()
-        loss.backward()
-        if self.run.optimisation.clip_norm > 0:
-            nn.utils.clip_grad_norm_(self.network.parameters(), self.run.optimisation.clip_norm)
+        total(losses).backward()
+        if optimisation.clip_norm > 0:
+            nn.utils.clip_grad_norm_(self.network.parameters(), optimisation.clip_norm)
         self.optimiser.step()
         if self.average is not None:
             self.average.update_parameters(self.network)
-        terms = {name: float(value.detach()) for name, value in losses.items()}
         self.window.append(terms)
         return terms
 
-    def _losses(self, step: int) -> dict[str, Tensor]:
+    def _losses(self, batch: Batch) -> dict[str, Tensor]:
         """Return the terms of the task and of the distillation."""
-        batch = [self.samples[index] for index in batch_of(step, len(self.samples), self.run)]
-        generator = _generator(self.run.seed, _AUGMENTATION, step)
-        network, inputs = self.run.network, self.run.network.inputs
-        if not self.teachers:
-            images, targets = training_batch(batch, "thermal" in inputs, self.run.augmentation, generator)
-            views = None
-        else:
-            views, targets = distillation_batch(batch, self.run.augmentation, generator)
-            images = views.student
-        targets = of_classes(targets, network.detection_classes)
-        targets = Targets(
-            tuple(boxes.to(self.device) for boxes in targets.boxes),
-            tuple(labels.to(self.device) for labels in targets.labels),
-            tuple(boxes.to(self.device) for boxes in targets.ignored),
-            targets.mask.to(self.device),
-        )
-        self.network.train()
+        network, distillation = self.run.network, self.run.distillation
+        self._to_training_mode()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
-            outputs = self.network(select_inputs(self._on_device(images), network.inputs))
-            taught = (
-                [] if views is None else [teach(teacher, self._on_device(views.teacher)) for teacher in self.teachers]
-            )
-        losses = task_losses(self.network, outputs, targets, self.class_weights)
-        if views is not None:
-            seen = views.seen.to(self.device)
-            for teacher in taught:
-                losses |= distillation_losses(outputs, teacher, self.run.distillation, seen)
+            outputs = self._wrapped(select_inputs(batch.images, network.inputs))
+            taught = [teach(teacher, batch.teacher_images) for teacher in self.teachers]
+        targets = batch.targets
+        if distillation.task_loss == "teacher":
+            assert batch.seen is not None
+            targets = taught_targets(self.teachers, taught, distillation, batch.seen)
+            targets = of_classes(targets, network.detection_classes)
+        losses = task_losses(self.network, outputs, targets, self.class_weights, self.processes)
+        for teacher in taught:
+            losses |= distillation_losses(outputs, teacher, distillation, batch.seen, self.processes)
         return losses
 
-    def _on_device(self, images: Tensor) -> Tensor:
-        return images.to(self.device, memory_format=torch.channels_last)
+    def _to_training_mode(self) -> None:
+        self._wrapped.train()
+        if self.run.optimisation.batch_norm == "frozen":
+            for module in self.network.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
 
     def _check_gradients(self, losses: dict[str, Tensor]) -> None:
-        """Raise LossError where, over the first steps, a term of the loss never had a gradient."""
+        """Raise LossError where, over the first steps, a term of the loss never had a gradient in any process."""
         if self._silent is None:
             self._silent = {name for name in losses if not name.endswith(MAY_BE_SILENT)}
         if not self._silent:
             return
-        norms = gradient_norms({name: losses[name] for name in self._silent}, self.network.parameters())
-        self._silent = {name for name, norm in norms.items() if norm == 0}
+        names = sorted(self._silent)
+        norms = gradient_norms({name: losses[name] for name in names}, self.network.parameters())
+        found = self.processes.mean(torch.tensor([norms[name] for name in names], device=self.device)).tolist()
+        self._silent = {name for name, norm in zip(names, found, strict=True) if norm == 0}
         self._steps_checked += 1
         if self._silent and self._steps_checked >= GRADIENT_CHECK_STEPS:
             raise LossError(
@@ -332,12 +308,8 @@ class Trainer:
 
     def progress(self) -> Progress:
         """Return what `restore` needs besides the result."""
-        random = [torch.get_rng_state()]
-        if self.device.type == "cuda":
-            random.append(torch.cuda.get_rng_state(self.device))
         return Progress(
             optimiser=self.optimiser.state_dict(),
-            random=tuple(random),
             trained=None if self.average is None else self.network.state_dict(),
             averaged_steps=0 if self.average is None else int(self.average.n_averaged),
             window=tuple(self.window),
@@ -352,18 +324,13 @@ class Trainer:
             self.average.n_averaged.fill_(progress.averaged_steps)
         self.optimiser.load_state_dict(progress.optimiser)
         self.window = list(progress.window)
-        torch.set_rng_state(progress.random[0])
-        if self.device.type == "cuda" and len(progress.random) > 1:
-            torch.cuda.set_rng_state(progress.random[1], self.device)
 
 
-def of_classes(targets: Targets, names: Sequence[str]) -> Targets:
-    """Return the truth of a network that tells these classes apart: their labels counted from 0, the others gone."""
-    index = torch.full((len(DETECTION),), -1)
-    index[torch.from_numpy(class_ids(names))] = torch.arange(len(names))
-    numbers = [index[labels] for labels in targets.labels]
-    boxes = [boxes[number >= 0] for boxes, number in zip(targets.boxes, numbers, strict=True)]
-    return replace(targets, boxes=tuple(boxes), labels=tuple(number[number >= 0] for number in numbers))
+def _freeze_attention(network: Network) -> None:
+    """Ask no gradient for heads that no loss reaches; several processes would wait for it."""
+    for module in network.modules():
+        if isinstance(module, JointBranch) and not module.settings.modulate:
+            module.attention.requires_grad_(False)
 
 
 def learning_rate(step: int, options: Optimisation) -> float:
@@ -397,7 +364,16 @@ def computes_bf16(options: Optimisation, device: torch.device) -> bool:
     return options.precision == "bf16"
 
 
-def sqrt_inverse_weights(samples: Sequence[Sample], classes: int) -> Tensor:
+def class_weights(run: Run, samples: Sequence[Sample]) -> Tensor | None:
+    """Return what the classes of the segmentation weigh, float32 (9,), as the run wants it; None: all the same."""
+    if run.optimisation.class_weights == "none" or "segmentation" not in run.network.tasks:
+        return None
+    counted = np.linspace(0, len(samples) - 1, min(len(samples), COUNTED_SAMPLES)).round().astype(int)
+    log.info("the classes' weights follow from the masks of %d samples", len(counted))
+    return sqrt_inverse_weights((samples[index] for index in counted.tolist()), len(SEGMENTATION))
+
+
+def sqrt_inverse_weights(samples: Iterable[Sample], classes: int) -> Tensor:
     """Return float32 (classes,): 1 / sqrt(share of pixels), scaled so that the mean pixel weighs 1."""
     counts = np.zeros(256, np.int64)
     for sample in samples:
@@ -407,20 +383,3 @@ def sqrt_inverse_weights(samples: Sequence[Sample], classes: int) -> Tensor:
     weights = 1 / np.sqrt(np.maximum(share, 1e-6))
     weights /= (weights * share).sum()
     return torch.from_numpy(weights.clip(max=CLASS_WEIGHT_LIMIT).astype(np.float32))
-
-
-def batch_of(step: int, count: int, run: Run) -> list[int]:
-    """Return the indices of a step's samples, of `count`: every sample once per epoch; batches run over their ends."""
-    size = run.optimisation.batch_size
-    indices: list[int] = []
-    position = (step - 1) * size
-    while len(indices) < size:
-        epoch, start = divmod(position + len(indices), count)
-        order = torch.randperm(count, generator=_generator(run.seed, _ORDER, epoch))
-        indices += order[start : start + size - len(indices)].tolist()
-    return indices
-
-
-def _generator(*numbers: int) -> torch.Generator:
-    """Return a generator that these numbers decide, the same in every process."""
-    return torch.Generator().manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]))

@@ -15,6 +15,7 @@ from md_training.data.augment import NO_AUGMENTATION
 from md_training.data.sample import at_network_size
 from md_training.data.synthetic import SceneData
 from md_training.evaluate import evaluate
+from md_training.loader import Batches
 from md_training.losses import IGNORED_PIXEL
 from md_training.models.networks import NetworkSettings, Student
 from md_training.models.pspnet import PSPNetSettings
@@ -51,9 +52,10 @@ def test_it_learns_two_samples_by_heart() -> None:
     samples = [painted_sample(seed) for seed in (1, 2)]
     run = replace(TINY, optimisation=replace(TINY.optimisation, steps=50))
     network = Student(run.network)
-    trainer = Trainer(network, run, [at_network_size(sample, (96, 64)) for sample in samples], torch.device("cpu"))
+    trainer = Trainer(network, run)
+    batches = Batches([at_network_size(sample, (96, 64)) for sample in samples], run)
 
-    terms = [trainer.step(step) for step in range(1, 51)]
+    terms = [trainer.step(step, batches[step]) for step in range(1, 51)]
 
     assert set(terms[0]) == {"classes", "boxes", "segmentation", "segmentation_auxiliary"}
     for name in terms[0]:

@@ -1,4 +1,4 @@
-"""Runs on data sets: what they may learn, tiny KAIST, MFNet and YOLO trees through the loop, and the presets."""
+"""Runs on data sets: what they may learn, tiny MFNet, YOLO and COCO trees through the loop, and their JSON."""
 
 import json
 from dataclasses import replace
@@ -8,23 +8,29 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from data_trees import KAIST_TRAINING, MFNET_LISTS, write_kaist, write_mfnet, write_yolo
+from data_trees import MFNET_LISTS, write_kaist, write_mfnet, write_yolo, yolo_to_coco
 from painted_samples import painted_sample
 
-from md_perception.inference.session import Student as ExportedStudent
-from md_training.checkpoint import load
 from md_training.data.augment import NO_AUGMENTATION, training_batch
-from md_training.data.sources import KaistData, MfnetData, ReadSamples, YoloData, evaluation_samples, training_data
+from md_training.data.sources import (
+    CocoData,
+    KaistData,
+    MfnetData,
+    ReadSamples,
+    YoloData,
+    evaluation_samples,
+    training_data,
+)
 from md_training.data.splits import DataError, hash_names
 from md_training.data.synthetic import SceneData
-from md_training.evaluate import class_ids, evaluate_student, predict
-from md_training.export import export
+from md_training.evaluate import class_ids, predict
+from md_training.loader import of_classes
 from md_training.models.networks import NetworkSettings, make_network
 from md_training.models.pspnet import PSPNetSettings
 from md_training.models.retinanet import RetinaNetSettings
 from md_training.postprocess import DetectionLimits
-from md_training.presets import PRESETS, Optimisation, Run
-from md_training.train import of_classes, train
+from md_training.presets import Optimisation, Run
+from md_training.train import train
 
 SIZE = (160, 128)
 NETWORK = NetworkSettings(
@@ -41,29 +47,6 @@ def kaist(root: Path) -> KaistData:
     return KaistData(
         root, SIZE, SIZE, downsample=4, split="tiny-train", evaluation_split="tiny-test", evaluation_pairs=2
     )
-
-
-def test_kaist_student_goes_through_training_evaluation_and_export(tmp_path: Path) -> None:
-    network = replace(NETWORK, detection_classes=("person",))
-    run = Run(name="kaist-tiny", network=network, data=kaist(tmp_path / "kaist"), optimisation=RECIPE)
-    train(run, tmp_path / "run", workers=0)
-
-    checkpoint = load(tmp_path / "run" / "checkpoint.pt")
-    assert checkpoint.run == run
-    assert checkpoint.split_hashes == {"tiny-train": hash_names(KAIST_TRAINING)}
-    assert "kaist: tiny-train (3 pairs" in checkpoint.training_data
-    assert "x16" in checkpoint.training_data
-    manifest = export(checkpoint, tmp_path / "student.onnx", score_threshold=1e-4)
-    assert manifest.detection_classes == ("person",)
-    assert manifest.seen_real_images
-    assert manifest.split_hashes == checkpoint.split_hashes
-    assert manifest.thermal is not None
-    assert manifest.thermal.sensor_size == (40, 32)
-    samples = evaluation_samples(run.data)
-    assert [sample.night for sample in samples] == [False, True]
-    assert samples[0].thermal.shape == (32, 40)
-    scores = evaluate_student(ExportedStudent.load(tmp_path / "student.onnx"), samples)
-    assert scores["all"].detection is not None
 
 
 def test_mfnet_student_trains_on_masks(tmp_path: Path) -> None:
@@ -92,6 +75,28 @@ def test_yolo_folder_is_trained_with_all_its_classes(tmp_path: Path) -> None:
     assert line["boxes"] > 0
     with pytest.raises(DataError, match="has no masks"):
         training_data(data, ("segmentation",), (), (64, 64), 0, False)
+
+
+def test_coco_json_teaches_what_yolo_text_does(tmp_path: Path) -> None:
+    root = tmp_path / "drive"
+    write_yolo(root, size=(64, 48))
+    yolo = YoloData(root, (64, 48), (64, 48), downsample=2).training()
+    expected = [yolo[0], yolo[1]]
+    yolo_to_coco(root)
+
+    data = CocoData(root, (64, 48), (64, 48), downsample=2)
+    pairs = data.training()
+    assert [pairs[index].name for index in range(len(pairs))] == [sample.name for sample in expected]
+    for index, sample in enumerate(expected):
+        assert np.array_equal(pairs[index].rgb, sample.rgb)
+        np.testing.assert_allclose(pairs[index].boxes, sample.boxes, atol=1e-4)
+        assert np.array_equal(pairs[index].labels, sample.labels)
+    checkpoint = train(Run(name="drive", network=NETWORK, data=data, optimisation=RECIPE), tmp_path / "run", workers=0)
+    assert checkpoint.split_hashes == {"train": hash_names(["0D", "1D"])}
+    line = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
+    assert line["boxes"] > 0
+    with pytest.raises(DataError, match="every renamed class has to be there"):
+        replace(data, rename={"lorry": "car"}).training()
 
 
 def test_what_a_set_does_not_annotate_is_not_trained_as_background(tmp_path: Path) -> None:
@@ -127,7 +132,7 @@ def test_evaluation_pairs_are_spread_over_the_split(tmp_path: Path) -> None:
 
 
 def test_labels_are_counted_among_the_classes_of_the_network() -> None:
-    _, targets = training_batch([painted_sample(1)], True, NO_AUGMENTATION, torch.Generator())
+    _, targets = training_batch([painted_sample(1)], True, NO_AUGMENTATION, [torch.Generator()])
     assert targets.labels[0].tolist() == [0, 1, 2]
     some = of_classes(targets, ("person", "car"))
     assert some.labels[0].tolist() == [0, 1]
@@ -147,11 +152,12 @@ def test_predictions_are_in_ids_of_the_class_list() -> None:
         replace(NETWORK, detection_classes=("dog",))
 
 
-# --- presets
+# --- runs as JSON
 
 
 @pytest.mark.parametrize(
-    ("data", "kind"), [(KaistData(), "kaist"), (MfnetData(), "mfnet"), (YoloData(rename={"a": "car"}), "yolo")]
+    ("data", "kind"),
+    [(KaistData(), "kaist"), (MfnetData(), "mfnet"), (YoloData(rename={"a": "car"}), "yolo"), (CocoData(), "coco")],
 )
 def test_a_run_in_json_says_which_data_it_has(data: Any, kind: str) -> None:
     run = Run(name="x", network=NETWORK, data=data)
@@ -166,25 +172,3 @@ def test_runs_from_before_other_data_than_scenes_are_read() -> None:
         del values[name]
     del values["data"]["kind"], values["network"]["detection_classes"], values["optimisation"]["ema_decay"]
     assert Run.from_json(values) == Run(name="x", network=NETWORK, data=SceneData(scenes=7))
-
-
-def test_every_student_has_the_teacher_of_its_data_and_the_papers_recipe() -> None:
-    students = [run for name, (_, run) in PRESETS.items() if "-student-" in name]
-    assert len(students) == 6
-    for student in students:
-        task = student.network.tasks[0]
-        (path,) = student.teachers
-        teacher = PRESETS[Path(path).parent.name][1]
-        native = PRESETS[student.name.replace("student", "native")][1]
-        assert teacher.network.architecture == "two_stream"
-        assert teacher.network.tasks == student.network.tasks == native.network.tasks
-        assert teacher.network.input_size == student.network.input_size
-        assert teacher.data.thermal_size == student.data.camera_size == teacher.data.camera_size
-        assert np.prod(teacher.data.thermal_size) == 16 * np.prod(student.data.thermal_size)
-        # The distilled student differs from the native one by its joint branch and its teacher alone.
-        assert student.network.joint[task].blocks
-        changed = {f"{task}_joint": native.network.joint[task]}
-        assert replace(student.network, **changed) == native.network
-        assert student.optimisation == native.optimisation == teacher.optimisation
-        assert student.optimisation.steps == {"detection": 3500, "segmentation": 14_000}[task]
-        assert (student.optimisation.batch_size, student.optimisation.optimiser) == (16, "sgd")

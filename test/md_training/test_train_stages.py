@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from data_trees import write_yolo
 from painted_samples import painted_sample
 
 from md_perception.sensing.registration import sampling_matrix
@@ -15,15 +16,17 @@ from md_training.checkpoint import Checkpoint, CheckpointError, load, load_progr
 from md_training.data.augment import NO_AUGMENTATION, Augmentation, distillation_batch, training_batch
 from md_training.data.pairs import Degradation, degraded
 from md_training.data.sample import Sample, at_network_size
+from md_training.data.sources import UnlabelledData
 from md_training.data.synthetic import SceneData, scene_sample
-from md_training.distillation import DistillationSettings
-from md_training.losses import LossError
+from md_training.distillation import DistillationSettings, taught_targets, teach, teacher_targets
+from md_training.loader import Batches, batch_of
+from md_training.losses import IGNORED_PIXEL, LossError
 from md_training.models.joint import JointSettings
 from md_training.models.networks import NetworkSettings, make_network
 from md_training.models.pspnet import PSPNetSettings
 from md_training.models.retinanet import RetinaNetSettings
 from md_training.presets import Optimisation, Run
-from md_training.train import Trainer, batch_of, load_teachers, train
+from md_training.train import Trainer, load_teachers, train
 
 SIZE = (64, 64)
 NETWORK = NetworkSettings(
@@ -41,7 +44,6 @@ RUN = Run(
     checkpoint_every=100,
 )
 JOINT = JointSettings(c5="basic")
-CPU = torch.device("cpu")
 
 
 def teacher_checkpoint(folder: Path, run: Run, name: str = "teacher") -> str:
@@ -107,10 +109,10 @@ def test_the_moving_average_is_what_is_saved(tmp_path: Path) -> None:
     run = replace(RUN, optimisation=replace(RUN.optimisation, ema_decay=decay))
     samples = [at_network_size(painted_sample(seed), SIZE) for seed in (1, 2)]
     torch.manual_seed(1)
-    trainer = Trainer(make_network(run.network), run, samples, CPU)
+    trainer, batches = Trainer(make_network(run.network), run), Batches(samples, run)
     values = []
     for step in (1, 2, 3):
-        trainer.step(step)
+        trainer.step(step, batches[step])
         values.append(trainer.network.get_parameter("backbone.stem.conv1.weight").detach().clone())
     expected = decay * (decay * values[0] + (1 - decay) * values[1]) + (1 - decay) * values[2]
     averaged = trainer.result.get_parameter("backbone.stem.conv1.weight")
@@ -143,9 +145,9 @@ def test_teacher_and_student_see_one_draw_of_the_augmentation() -> None:
         return torch.Generator().manual_seed(11)
 
     for _ in range(3):
-        views, targets = distillation_batch([student_sample], options, generator())
-        student, student_targets = training_batch([student_sample], True, options, generator())
-        teacher, _ = training_batch([native], True, options, generator())
+        views, targets = distillation_batch([student_sample], options, [generator()])
+        student, student_targets = training_batch([student_sample], True, options, [generator()])
+        teacher, _ = training_batch([native], True, options, [generator()])
         # Each of the two is what it would have been alone.
         assert torch.equal(views.student, student)
         assert torch.equal(views.teacher, teacher)
@@ -163,7 +165,9 @@ def test_thermal_is_degraded_before_the_window_is_cut() -> None:
         painted_sample(1, (width, height), (width, height)), thermal=np.ascontiguousarray(np.tile(columns, (height, 1)))
     )
     zoomed = replace(NO_AUGMENTATION, zoom=1.0, zoom_range=(2.0, 2.0), aspect_jitter=0.0)
-    views, _ = distillation_batch([degraded(sample, Degradation(8, "area"))], zoomed, torch.Generator().manual_seed(1))
+    views, _ = distillation_batch(
+        [degraded(sample, Degradation(8, "area"))], zoomed, [torch.Generator().manual_seed(1)]
+    )
     slope_student, slope_teacher = (
         float(image[0, 3].diff(dim=1).abs().amax()) for image in (views.student, views.teacher)
     )
@@ -174,7 +178,7 @@ def test_thermal_is_degraded_before_the_window_is_cut() -> None:
 
 def test_padding_is_not_seen() -> None:
     sample = at_network_size(painted_sample(1, size=(128, 64)), SIZE)  # bars of 16 px above and below
-    views, _ = distillation_batch([sample], NO_AUGMENTATION, torch.Generator())
+    views, _ = distillation_batch([sample], NO_AUGMENTATION, [torch.Generator()])
     assert not views.seen[0, :15].any()
     assert not views.seen[0, 49:].any()
     assert float(views.seen[0, 17:47].float().mean()) > 0.95
@@ -224,9 +228,9 @@ def test_the_teacher_stays_frozen_and_the_transfer_terms_fall() -> None:
     run = replace(student_run(("teacher.pt",)), augmentation=NO_AUGMENTATION, distillation=settings)
     run = replace(run, optimisation=replace(run.optimisation, steps=20, optimiser="adamw", learning_rate=2e-3))
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
-    trainer = Trainer(make_network(run.network), run, samples_with_full(2), CPU, [teacher])
+    trainer, batches = Trainer(make_network(run.network), run, teachers=[teacher]), Batches(samples_with_full(2), run)
 
-    terms = [trainer.step(step) for step in range(1, 21)]
+    terms = [trainer.step(step, batches[step]) for step in range(1, 21)]
 
     for name in ("segmentation_semantic", "segmentation_attention"):
         assert terms[-1][name] < 0.5 * terms[0][name], (name, terms[0][name], terms[-1][name])
@@ -240,10 +244,8 @@ def test_a_joint_student_has_a_teacher_for_each_task(tmp_path: Path) -> None:
     paths = (teacher_checkpoint(tmp_path, detection, "detector"), teacher_checkpoint(tmp_path, RUN, "segmenter"))
     run = student_run(paths, tasks=("detection", "segmentation"), detection_joint=JOINT)
     teachers = load_teachers(run)
-    trainer = Trainer(
-        make_network(run.network), run, samples_with_full(2), CPU, [teacher.network for teacher in teachers]
-    )
-    assert set(trainer.step(1)) == {
+    trainer = Trainer(make_network(run.network), run, teachers=[teacher.network for teacher in teachers])
+    assert set(trainer.step(1, Batches(samples_with_full(2), run)[1])) == {
         "classes",
         "boxes",
         "segmentation",
@@ -258,8 +260,8 @@ def test_a_joint_student_has_a_teacher_for_each_task(tmp_path: Path) -> None:
 def test_visible_only_students_learn_from_teachers_that_see_thermal() -> None:
     run = student_run(("teacher.pt",), inputs=("rgb",))
     teacher = make_network(replace(NETWORK, architecture="two_stream"))
-    trainer = Trainer(make_network(run.network), run, samples_with_full(2), CPU, [teacher])
-    assert "segmentation_semantic" in trainer.step(1)
+    trainer = Trainer(make_network(run.network), run, teachers=[teacher])
+    assert "segmentation_semantic" in trainer.step(1, Batches(samples_with_full(2), run)[1])
 
 
 def test_teachers_that_do_not_fit_are_refused(tmp_path: Path) -> None:
@@ -270,6 +272,68 @@ def test_teachers_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         load_teachers(student_run((teacher_checkpoint(tmp_path, other_size),)))
     with pytest.raises(ValueError, match="not a two_stream network"):
         replace(RUN, network=replace(NETWORK, architecture="two_stream"), teachers=("teacher.pt",))
+
+
+# --- label-free distillation
+
+
+def test_a_student_learns_from_its_teachers_on_pairs_that_nobody_labelled(tmp_path: Path) -> None:
+    write_yolo(tmp_path / "drive", ("0D", "1N", "2N"))
+    for path in (tmp_path / "drive" / "boxes").iterdir():
+        path.unlink()
+    both = replace(RUN, network=replace(NETWORK, tasks=("detection", "segmentation")))
+    # An untrained teacher scores everything near 0.01.
+    settings = DistillationSettings(task_loss="teacher", object_score=0.01, ignored_score=0.005)
+    run = replace(
+        student_run((teacher_checkpoint(tmp_path, both),), tasks=("detection", "segmentation"), detection_joint=JOINT),
+        data=UnlabelledData(tmp_path / "drive", (64, 48), (64, 48), downsample=2),
+        augmentation=NO_AUGMENTATION,
+        distillation=settings,
+        optimisation=replace(RUN.optimisation, steps=16, optimiser="adamw", learning_rate=3e-3),
+    )
+    checkpoint = train(run, tmp_path / "student")
+
+    lines = metrics(tmp_path / "student")
+    assert checkpoint.training_data.startswith("drive: all (3 pairs")
+    assert min(line["boxes"] for line in lines) > 0
+    # Three pictures of noise under an untrained teacher: little, but its classes are learnt.
+    for name in ("segmentation", "classes"):
+        assert lines[-1][name] < 0.9 * lines[0][name], name
+    assert Run.from_json(run.to_json()) == run
+    with pytest.raises(ValueError, match=r"unlabelled pairs have no truth: set distillation.task_loss to teacher"):
+        replace(run, distillation=DistillationSettings())
+    with pytest.raises(ValueError, match="name the teachers"):
+        replace(run, teachers=())
+
+
+def test_results_of_two_teachers_make_one_truth() -> None:
+    torch.manual_seed(5)
+    persons_and_cars = replace(NETWORK, tasks=("detection",), detection_classes=("person", "car"))
+    detector, segmenter = (
+        make_network(replace(network, architecture="two_stream")).eval() for network in (persons_and_cars, NETWORK)
+    )
+    images = torch.randn(2, 6, 64, 64)
+    seen = torch.ones(2, 64, 64, dtype=torch.bool)
+    seen[:, :8] = False
+    outputs = [teach(teacher, images) for teacher in (detector, segmenter)]
+    settings = DistillationSettings(task_loss="teacher", object_score=0.01, ignored_score=0.005)
+    targets = taught_targets((detector, segmenter), outputs, settings, seen)
+
+    alone = teacher_targets(detector, outputs[0], object_score=0.01, ignored_score=0.005)
+    assert torch.equal(targets.boxes[1], alone.boxes[1])
+    assert {0, 1} == set(torch.cat(alone.labels).tolist())
+    assert {0, 2} == set(torch.cat(targets.labels).tolist())  # ids of the class list: car is 2
+    assert torch.equal(targets.mask[:, 8:], teacher_targets(segmenter, outputs[1]).mask[:, 8:])
+    assert targets.mask[:, :8].unique().tolist() == [IGNORED_PIXEL]
+
+
+def test_every_task_is_taught_where_there_are_no_labels(tmp_path: Path) -> None:
+    run = student_run((teacher_checkpoint(tmp_path, RUN),), tasks=("detection", "segmentation"))
+    assert len(load_teachers(run)) == 1  # detection is learnt from labels
+    with pytest.raises(ValueError, match=r"learns detection from its teachers' results .* 0 of its 1 teachers"):
+        load_teachers(replace(run, distillation=DistillationSettings(task_loss="teacher")))
+    with pytest.raises(ValueError, match="0 < ignored <= object <= 1"):
+        DistillationSettings(ignored_score=0.6)
 
 
 # --- the first steps
@@ -283,8 +347,8 @@ def test_a_term_without_a_gradient_stops_the_run_by_its_name(monkeypatch: pytest
     ]
     monkeypatch.setattr("md_training.train.GRADIENT_CHECK_STEPS", 3)
     run = replace(RUN, network=replace(NETWORK, tasks=("detection",)))
-    trainer = Trainer(make_network(run.network), run, empty, CPU)
-    trainer.step(1)
-    trainer.step(2)
+    trainer, batch = Trainer(make_network(run.network), run), Batches(empty, run)[1]
+    trainer.step(1, batch)
+    trainer.step(2, batch)
     with pytest.raises(LossError, match="boxes: no gradient in 3 steps"):
-        trainer.step(3)
+        trainer.step(3, batch)

@@ -1,0 +1,131 @@
+"""What the first process of a training leaves in the run's folder: figures, events and checkpoints."""
+
+import json
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from md_training.checkpoint import Checkpoint, save
+from md_training.data.sample import Sample
+from md_training.evaluate import evaluate
+from md_training.progress import Report, display
+
+if TYPE_CHECKING:
+    from md_training.train import Trainer
+
+log = logging.getLogger(__name__)
+
+
+class Record:
+    """Logs, evaluates and saves a training as often as its run says. A context manager.
+
+    checkpoint: the one that was last written, or begun with.
+    """
+
+    def __init__(
+        self, folder: Path, checkpoint: Checkpoint, held_out: Sequence[Sample], tensorboard: bool = False
+    ) -> None:
+        """held_out: samples to evaluate on; none, no evaluation. Raises as RunLog does."""
+        self.checkpoint = checkpoint
+        self.path = folder / "checkpoint.pt"
+        self._run, self._held_out = checkpoint.run, held_out
+        self._log = RunLog(folder, checkpoint.step, tensorboard)
+        self._display = display(checkpoint.run.name, checkpoint.run.optimisation.steps, checkpoint.step)
+        self._first = self._logged = checkpoint.step
+        self._started = self._logged_at = time.monotonic()
+
+    def __enter__(self) -> "Record":
+        self._display.__enter__()
+        self._started = self._logged_at = time.monotonic()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._display.__exit__(kind, error, trace)
+        self._log.close()
+
+    def step(self, step: int, trainer: "Trainer", last: bool) -> None:
+        """Note a step that is done. last: the training ends with it."""
+        run, steps = self._run, self._run.optimisation.steps
+        self._display.step(step, trainer.window[-1])
+        if step % run.log_every == 0 or step == steps:
+            self._report(step, trainer)
+        if self._held_out and (step % run.evaluate_every == 0 or step == steps):
+            self._evaluate(step, trainer)
+        if last or step % run.checkpoint_every == 0:
+            self.checkpoint = replace(self.checkpoint, step=step)
+            save(self.path, self.checkpoint, trainer.progress())
+
+    def _report(self, step: int, trainer: "Trainer") -> None:
+        now, optimisation = time.monotonic(), self._run.optimisation
+        means = {name: float(np.mean([terms[name] for terms in trainer.window])) for name in trainer.window[0]}
+        rate = (step - self._logged) * optimisation.batch_size / (now - self._logged_at)
+        left = (optimisation.steps - step) * (now - self._started) / (step - self._first)
+        learning_rate = trainer.optimiser.param_groups[0]["lr"]
+        self._display.report(Report(step, optimisation.steps, means, learning_rate, rate, left))
+        timing = {"learning_rate": learning_rate, "images_per_s": rate, "elapsed_s": now - self._started}
+        self._log.write(step, {**means, **timing})
+        trainer.window, self._logged, self._logged_at = [], step, now
+
+    def _evaluate(self, step: int, trainer: "Trainer") -> None:
+        began = time.monotonic()
+        scores = evaluate(trainer.result, self._held_out)
+        figures = {name: value for subset in scores for name, value in scores[subset].figures(subset).items()}
+        self.checkpoint = replace(self.checkpoint, metrics=figures)
+        log.info("step %d, %d held-out samples:\n%s", step, len(self._held_out), scores["all"].table())
+        self._log.write_evaluation(step, figures)
+        self._display.evaluation(step, figures)
+        self._logged_at += time.monotonic() - began  # not part of the speed
+
+
+class RunLog:
+    """metrics.jsonl and, if wanted, TensorBoard's events of one folder."""
+
+    def __init__(self, folder: Path, after_step: int, tensorboard: bool) -> None:
+        """after_step: of a run that goes on; what an earlier process wrote beyond it is dropped. 0 starts anew.
+
+        Raises ValueError where TensorBoard is wanted and not installed.
+        """
+        path = folder / "metrics.jsonl"
+        kept = path.read_text().splitlines(keepends=True) if after_step and path.exists() else []
+        # A killed process may have left half a line.
+        kept = [line for line in kept if line.endswith("\n") and json.loads(line)["step"] <= after_step]
+        path.write_text("".join(kept))
+        self._metrics = path.open("a")
+        self._events = None
+        if tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError as error:
+                raise ValueError(f"TensorBoard: {error}; pip install tensorboard, or --no-tensorboard") from None
+            self._events = SummaryWriter(str(folder), purge_step=after_step + 1 if after_step else None)
+
+    def close(self) -> None:
+        self._metrics.close()
+        if self._events is not None:
+            self._events.close()
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Note the loss terms, learning rate and speed."""
+        self._line({"step": step, **values})
+        self._scalars("train", step, values)
+
+    def write_evaluation(self, step: int, figures: dict[str, float]) -> None:
+        self._line({"step": step, "evaluation": figures})
+        self._scalars("evaluation", step, figures)
+
+    def _line(self, values: dict[str, object]) -> None:
+        self._metrics.write(json.dumps(values) + "\n")
+        self._metrics.flush()
+
+    def _scalars(self, group: str, step: int, values: dict[str, float]) -> None:
+        if self._events is not None:
+            for name, value in values.items():
+                self._events.add_scalar(f"{group}/{name}", value, step)
