@@ -8,11 +8,11 @@ import tyro
 from pydantic import TypeAdapter, ValidationError
 
 from md_training.data.augment import Augmentation
-from md_training.data.sources import KaistData, MfnetData, Source, YoloData
+from md_training.data.sources import CocoData, KaistData, MfnetData, Source, UnlabelledData, YoloData
 from md_training.data.synthetic import SceneData
 from md_training.distillation import DistillationSettings
-from md_training.models.joint import DETECTION_JOINT, SEGMENTATION_JOINT
-from md_training.models.networks import Architecture, NetworkSettings, Task
+from md_training.models.joint import DETECTION_JOINT, SEGMENTATION_JOINT, JointSettings
+from md_training.models.networks import Architecture, Input, NetworkSettings, Task
 from md_training.models.pspnet import PSPNetSettings
 from md_training.models.retinanet import LIGHT, RetinaNetSettings, pedestrian_anchors
 
@@ -24,7 +24,7 @@ class Optimisation:
     steps: int = 3500
     """Optimiser steps."""
     batch_size: int = 16
-    """Images per step."""
+    """Images per step, of all processes together."""
     optimiser: Literal["sgd", "adamw"] = "sgd"
     """`sgd` has momentum 0.9, the paper's."""
     learning_rate: float = 1e-2
@@ -39,6 +39,9 @@ class Optimisation:
     """`auto` is bf16 autocast where the processor computes it natively, else fp32; losses are always fp32."""
     clip_norm: float = 0.0
     """Largest norm of the gradient; 0 is off."""
+    batch_norm: Literal["synchronised", "local", "frozen"] = "synchronised"
+    """Among several processes, the statistics of a batch are those of the whole batch (`synchronised`, on GPUs) or of
+    each process's share (`local`). `frozen` keeps the first weights' own; scale and shift still learn."""
     ema_decay: float = 0.0
     """Of the moving average of the weights that is evaluated, saved and exported, e.g. 0.999; 0 is off."""
 
@@ -84,6 +87,12 @@ class Run:
             raise ValueError("log_every, evaluate_every and checkpoint_every are steps: at least 1")
         if self.teachers and self.network.architecture != "one_stream":
             raise ValueError(f"teachers teach a one_stream student, not a {self.network.architecture} network")
+        if isinstance(self.data, UnlabelledData) and self.distillation.task_loss == "labels":
+            raise ValueError("unlabelled pairs have no truth: set distillation.task_loss to teacher")
+        if self.distillation.task_loss == "teacher" and not self.teachers:
+            raise ValueError("task_loss teacher: name the teachers that it learns from")
+        if self.distillation.task_loss == "teacher" and self.optimisation.class_weights != "none":
+            raise ValueError("task_loss teacher: class_weights count annotated pixels, set them to none")
 
     def to_json(self) -> dict[str, Any]:
         """Return the run as plain JSON types."""
@@ -144,65 +153,181 @@ PRESETS: dict[str, tuple[str, Run]] = {
 }
 """Name to (what it is for, run)."""
 
+# --- the paper's recipe on every data set
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """A way to look at two cameras: a row of the paper's Tables 1 and 2."""
+
+    text: str
+    architecture: Architecture = "one_stream"
+    inputs: tuple[Input, ...] = ("rgb", "thermal")
+
+
+FUSIONS: dict[str, Fusion] = {
+    "visible": Fusion("visible-only", inputs=("rgb",)),
+    "thermal": Fusion("thermal-only", inputs=("thermal",)),
+    "image": Fusion("image-level fusion"),
+    "feature": Fusion("feature-level fusion, GAFF", "two_stream"),
+    "decision": Fusion("decision-level fusion", "decision"),
+}
+
+
+def fused(settings: NetworkSettings, fusion: Fusion, tasks: tuple[Task, ...], distilled: bool) -> NetworkSettings:
+    """Return the network of a fusion. distilled: with the joint branch of every task, for a student of teachers."""
+    return replace(
+        settings,
+        tasks=tasks,
+        architecture=fusion.architecture,
+        inputs=fusion.inputs,
+        detection_joint=DETECTION_JOINT if distilled and "detection" in tasks else JointSettings(),
+        segmentation_joint=SEGMENTATION_JOINT if distilled and "segmentation" in tasks else JointSettings(),
+        # PSPNet reads C5 alone.
+        gaff=settings.gaff if "detection" in tasks else replace(settings.gaff, levels=("c5",)),
+    )
+
+
+@dataclass(frozen=True)
+class Role:
+    """What is trained, and for which thermal sensor: a cell of the paper's Tables 1 to 4.
+
+    fusion: of FUSIONS. distilled: under the teachers of its tasks. downsample: pixels per side of the thermal images
+    that become one. text: what the role is in one phrase.
+    """
+
+    fusion: str
+    distilled: bool
+    downsample: Literal[1, 2, 4, 8]
+    text: str
+
+
+def _roles() -> dict[str, Role]:
+    """Return all roles: by themselves, and native and distilled at every thermal resolution."""
+    full = "thermal at full resolution"
+    roles = {
+        "teacher": Role("feature", False, 1, f"two streams, feature-level fusion, {full}"),
+        "decision": Role("decision", False, 1, f"a network per camera, decision-level fusion, {full}"),
+        "native-thermal": Role("thermal", False, 1, f"thermal-only, {full}"),
+    }
+    sides: tuple[Literal[1, 2, 4, 8], ...] = (1, 2, 4, 8)
+    for kind, distilled, how in (("native", False, ", without a teacher"), ("student", True, "")):
+        for side in sides:
+            thermal = f"thermal x{side * side} coarser" if side > 1 else f"image-level fusion, {full}"
+            roles[f"{kind}-x{side * side}"] = Role("image", distilled, side, f"one stream, {thermal}{how}")
+        roles[f"{kind}-visible"] = Role("visible", distilled, 1, f"visible-only{how}")
+    return roles
+
+
+ROLES = _roles()
+"""By name, the middle of a preset's name."""
+
 _STEPS: dict[Task, int] = {"detection": 3500, "segmentation": 14_000}  # the paper's, of 16 images
 
 
-def _paper_runs(
-    name: str, what: str, task: Task, full: Source, coarse: Source, settings: NetworkSettings, weights: str
-) -> dict[str, tuple[str, Run]]:
-    """Return the paper's recipe on one data set: the teacher, the native student and the distilled one.
+@dataclass(frozen=True)
+class _DataSet:
+    """source: with thermal at full resolution. tasks: what the set annotates. weights: first ones of the backbone.
+    taught_by: the set that its students' teachers are trained on, where it has no labels of its own."""
 
-    name: of the runs, with {} for the role. full, coarse: the data with the teacher's thermal sensor and with the
-    student's (x16: 4 px per side become one). weights: first ones of the backbone.
-    """
-    teacher, native, student = (name.format(role) for role in ("teacher", "native-x16", "student-x16"))
-    settings = replace(settings, tasks=(task,))
-    recipe = Optimisation(steps=_STEPS[task])
-    distilled = (
-        replace(settings, detection_joint=DETECTION_JOINT)
-        if task == "detection"
-        else replace(settings, segmentation_joint=SEGMENTATION_JOINT)
-    )
-    runs: tuple[tuple[str, str, Architecture, NetworkSettings, Source, tuple[str, ...]], ...] = (
-        (f"two-stream teacher, {what}, thermal at full resolution", teacher, "two_stream", settings, full, ()),
-        (f"student without a teacher, {what}, thermal x16 coarser", native, "one_stream", settings, coarse, ()),
-        (
-            f"student distilled from {teacher}, {what}, thermal x16 coarser",
-            student,
-            "one_stream",
-            distilled,
-            coarse,
-            (f"runs/{teacher}/checkpoint.pt",),
-        ),
-    )
-    return {
-        run_name: (
-            f"The paper's {task}: {text}.",
-            Run(
-                name=run_name,
-                network=replace(network, architecture=architecture),
-                data=data,
-                optimisation=recipe,
-                teachers=teachers,
-                backbone_weights=weights,
-            ),
-        )
-        for text, run_name, architecture, network, data, teachers in runs
-    }
+    text: str
+    source: Source
+    tasks: tuple[Task, ...]
+    network: NetworkSettings
+    weights: str = "imagenet"
+    taught_by: str = ""
+
+    def coarser(self, downsample: Literal[1, 2, 4, 8]) -> Source:
+        """Return the set as a coarser thermal sensor sees it."""
+        if isinstance(self.source, SceneData):
+            width, height = self.source.camera_size
+            return replace(self.source, thermal_size=(width // downsample, height // downsample))
+        return replace(self.source, downsample=downsample)
 
 
-_FULL, _X16 = SceneData(thermal_size=(640, 512)), SceneData(thermal_size=(160, 128))
-_KAIST, _MFNET = KaistData(Path("data/kaist")), MfnetData(Path("data/mfnet"))
-_MSRS = YoloData(Path("data/msrs"), published="msrs")
-_PERSONS = NetworkSettings(detection_classes=("person",), detection=pedestrian_anchors(LIGHT))
+_BOTH: tuple[Task, ...] = ("detection", "segmentation")
 _WIDE = NetworkSettings(input_size=(640, 480))
-PRESETS |= (
-    _paper_runs("scenes-{}-detection", "synthetic scenes", "detection", _FULL, _X16, NetworkSettings(), "none")
-    | _paper_runs("scenes-{}-segmentation", "synthetic scenes", "segmentation", _FULL, _X16, NetworkSettings(), "none")
-    | _paper_runs("kaist-{}", "KAIST", "detection", _KAIST, replace(_KAIST, downsample=4), _PERSONS, "imagenet")
-    | _paper_runs("mfnet-{}", "MFNet", "segmentation", _MFNET, replace(_MFNET, downsample=4), _WIDE, "imagenet")
-    | _paper_runs("msrs-{}-detection", "MSRS", "detection", _MSRS, replace(_MSRS, downsample=4), _WIDE, "imagenet")
-    | _paper_runs(
-        "msrs-{}-segmentation", "MSRS", "segmentation", _MSRS, replace(_MSRS, downsample=4), _WIDE, "imagenet"
-    )
-)
+_DATA_SETS: dict[str, _DataSet] = {
+    "scenes": _DataSet("synthetic scenes", SceneData(), _BOTH, NetworkSettings(), weights="none"),
+    "kaist": _DataSet(
+        "KAIST",
+        KaistData(Path("data/kaist")),
+        ("detection",),
+        NetworkSettings(detection_classes=("person",), detection=pedestrian_anchors(LIGHT)),
+    ),
+    "mfnet": _DataSet("MFNet", MfnetData(Path("data/mfnet")), ("segmentation",), _WIDE),
+    "msrs": _DataSet("MSRS", YoloData(Path("data/msrs"), published="msrs"), _BOTH, _WIDE),
+    "drive": _DataSet("own drives", YoloData(Path("data/drive")), _BOTH, _WIDE),
+    "coco": _DataSet("a set with COCO boxes", CocoData(Path("data/coco")), _BOTH, _WIDE),
+    "unlabelled": _DataSet(
+        "unlabelled pairs",
+        UnlabelledData(Path("data/unlabelled"), camera_size=(640, 480), native_thermal_size=(640, 480)),
+        _BOTH,
+        _WIDE,
+        taught_by="drive",
+    ),
+}
+
+
+def _paper_runs(name: str, data: _DataSet) -> dict[str, tuple[str, Run]]:
+    """Return the paper's recipe on a data set: every role for every task and, of students, for both tasks at once."""
+    runs: dict[str, tuple[str, Run]] = {}
+    several = len(data.tasks) > 1
+    for tasks in (*((task,) for task in data.tasks), *([data.tasks] if several else [])):
+        together = len(tasks) > 1
+        ending = "-joint" if together else f"-{tasks[0]}" if several else ""
+        taught_by = data.taught_by or name
+        teachers = [f"{taught_by}-teacher-{task}" if several else f"{taught_by}-teacher" for task in tasks]
+        distillation = DistillationSettings(task_loss="teacher" if data.taught_by else "labels")
+        for role_name, role in ROLES.items():
+            if together and not role.distilled and role.fusion != "image":
+                continue
+            if data.taught_by and not role.distilled:
+                continue
+            run_name = f"{name}-{role_name}{ending}"
+            by = f", distilled from {' and '.join(teachers)}" if role.distilled else ""
+            runs[run_name] = (
+                f"The paper's {' and '.join(tasks)} on {data.text}: {role.text}{by}.",
+                Run(
+                    name=run_name,
+                    network=fused(data.network, FUSIONS[role.fusion], tasks, role.distilled),
+                    data=data.coarser(role.downsample),
+                    optimisation=Optimisation(steps=max(_STEPS[task] for task in tasks)),
+                    teachers=tuple(f"runs/{teacher}/checkpoint.pt" for teacher in teachers) if role.distilled else (),
+                    distillation=distillation,
+                    backbone_weights=data.weights,
+                ),
+            )
+    return runs
+
+
+for _name, _data_set in _DATA_SETS.items():
+    PRESETS |= _paper_runs(_name, _data_set)
+
+PRESETS_HELP = """\
+Presets:
+  scenes-demo        the demo student: both tasks, 320x256, synthetic scenes
+  kaist-ROLE         the paper's detection on KAIST (data/kaist)
+  mfnet-ROLE         the paper's segmentation on MFNet (data/mfnet)
+  msrs-ROLE-TASK     the paper's recipe on MSRS (data/msrs)
+  scenes-ROLE-TASK   the same on synthetic scenes: needs no data set
+  drive-ROLE-TASK    on your own drives: md_bag extract, YOLO boxes, masks
+                     (data/drive)
+  coco-ROLE-TASK     the same with boxes in COCO's JSON (data/coco)
+  unlabelled-ROLE-TASK   on pairs without labels (data/unlabelled): students
+                     that learn what --teachers see in them
+
+ROLE is one of
+  teacher            two streams, thermal at full resolution; feature-level
+  student-x16        one stream distilled from the teacher, which comes first;
+                     thermal with 1/16 of the pixels; also x1, x4, x64
+  native-x16         the same without a teacher; x1 is image-level fusion
+  student-visible    without thermal, distilled
+  native-visible     without thermal, without a teacher
+  native-thermal     without RGB
+  decision           a network for each camera; decision-level fusion
+
+TASK is detection, segmentation or, of natives and students, joint.
+--root names another folder; full resolution is that of the set itself.
+E.g. kaist-teacher, then kaist-student-x16; or msrs-native-x4-detection."""
+"""The names of PRESETS, for people."""

@@ -1,0 +1,1 @@
+"""What the networks cost and how fast they are on this machine."""

@@ -1,0 +1,74 @@
+"""`python -m md_training benchmark`: its settings and its outputs."""
+
+import json as json_text
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from md_training.benchmark.report import draw, tables
+from md_training.benchmark.subjects import Kind, Neck, Part, Precision, Runtime, Tasks
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured, and how often."""
+
+    kinds: tuple[Kind, ...] = ("visible", "image", "student", "teacher")
+    """Networks that are timed. `visible`, `thermal`, `image`, `decision`: native, by their
+    fusion; `student`, `visible-student`: with the residual blocks of a distilled one; `teacher`: two streams."""
+    tasks: tuple[Tasks, ...] = ("detection", "segmentation")
+    """`joint` is one network for both."""
+    necks: tuple[Neck, ...] = ("light",)
+    """Of the timed detectors."""
+    runtimes: tuple[Runtime, ...] = ("eager", "onnx-cpu", "onnx-cuda", "onnx-tensorrt")
+    """`compiled` is torch.compile, which takes a minute for each network. What does not work here is said to be so."""
+    precisions: tuple[Precision, ...] = ("fp32",)
+    """Of torch, below fp32 by autocast; an exported file has its own."""
+    parts: tuple[Part, ...] = ("network", "graph")
+    """`network` is from the normalised input to the raw heads; `graph` from uint8 camera images to final results."""
+    files: tuple[Path, ...] = ()
+    """Exported students and teachers (.onnx), as the node runs them."""
+    input_size: tuple[int, int] = (640, 512)
+    """Width and height of the networks' input and of the camera; the thermal sensor has a quarter of it per side."""
+    batch: int = 1
+    """Images in a call of `network`; `graph` always has one."""
+    threads: int = 0
+    """Of the processor; 0 is torch's default, a thread per core or OMP_NUM_THREADS."""
+    device: str = "cpu"
+    """Of torch: `cpu`, `cuda` or `cuda:N`."""
+    rounds: int = 20
+    """All that is timed takes turns, this often."""
+    calls: int = 5
+    """Timed calls in a turn, after one that is not. A p99 needs rounds x calls of 100 or more."""
+    costs: bool = False
+    """Time nothing: count parameters, MACs and bytes moved of every network there is."""
+
+    def __post_init__(self) -> None:
+        if min(self.rounds, self.calls, self.batch) < 1 or self.threads < 0:
+            raise ValueError("rounds, calls and batch are at least 1, threads at least 0")
+
+
+def benchmark_command(
+    settings: Annotated[Settings, tyro.conf.arg(name="")] = Settings(),
+    json: Path | None = None,
+    picture: Path | None = None,
+) -> None:
+    """Count what every network costs and measure how fast it runs here, student against teacher in the same rounds.
+
+    Prints Markdown. `benchmark --costs` only counts, in seconds.
+
+    Args:
+        settings: What is measured.
+        json: File for everything, single times included; md_training.benchmark.report.Report is its schema.
+        picture: File (.png, .svg, .pdf) for a roofline: the rate of every network below the machine's peaks.
+    """
+    from md_training.benchmark.run import benchmark
+
+    report = benchmark(settings)
+    print(tables(report))
+    if json is not None:
+        json.write_text(json_text.dumps(asdict(report), indent=2, default=str) + "\n")
+    if picture is not None:
+        draw(report, picture)
