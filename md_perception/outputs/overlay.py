@@ -18,6 +18,7 @@ _BANNER_COLOUR = {
     Mode.FUSED: (46, 160, 67),
     Mode.VISIBLE_ONLY: (210, 153, 34),
     Mode.THERMAL_ONLY: (210, 153, 34),
+    Mode.LAST_THERMAL: (210, 153, 34),
     Mode.STALE: (218, 54, 51),
 }
 
@@ -37,11 +38,11 @@ def draw(
     canvas = np.array(perception.rgb, order="C")
     scale = max(0.35, canvas.shape[1] / 1280)
     if perception.output.segmentation is not None:
-        _blend_mask(canvas, perception.output.segmentation, segmentation_classes)
+        blend_mask(canvas, perception.output.segmentation, segmentation_classes)
     if thermal is not None:
         _draw_inset(canvas, thermal)
     if perception.output.detections is not None:
-        _draw_boxes(canvas, perception.output.detections, detection_classes, scale)
+        draw_boxes(canvas, perception.output.detections, detection_classes, scale)
     _draw_banner(canvas, perception, scale)
     return canvas
 
@@ -52,6 +53,11 @@ def colours_of(classes: Sequence[str], known: ClassList) -> list[Colour]:
     return [palette.get(name, _UNKNOWN) for name in classes]
 
 
+def mask_colours(classes: Sequence[str]) -> list[Colour]:
+    """Return the RGB colour of each class as masks are tinted with it."""
+    return [_brightened(colour) for colour in colours_of(classes, SEGMENTATION)]
+
+
 def _brightened(colour: Colour) -> Colour:
     """Return the same hue, bright enough to show at night: MFNet's palette is dark. Black stays black."""
     brightest = max(*colour, 1)
@@ -60,10 +66,10 @@ def _brightened(colour: Colour) -> Colour:
     return red, green, blue
 
 
-def _blend_mask(canvas: UInt8Image, segmentation: Segmentation, classes: Sequence[str]) -> None:
-    """Tint what is not background; id 0 is the unlabelled class and stays clear."""
+def blend_mask(canvas: UInt8Image, segmentation: Segmentation, classes: Sequence[str]) -> None:
+    """Tint what is not background on an RGB image, uint8 (H, W, 3); id 0 is the unlabelled class and stays clear."""
     table = np.zeros((256, 1, 3), np.uint8)
-    table[: len(classes), 0] = [_brightened(colour) for colour in colours_of(classes, SEGMENTATION)]
+    table[: len(classes), 0] = mask_colours(classes)
     mask = np.ascontiguousarray(segmentation.mask)
     colours = cv2.applyColorMap(mask, table)
     tinted = cv2.addWeighted(canvas, 1 - _MASK_OPACITY, colours, _MASK_OPACITY, 0)
@@ -80,7 +86,13 @@ def _draw_inset(canvas: UInt8Image, thermal: UInt8Image) -> None:
     cv2.rectangle(canvas, (width - inset_w - 1, -1), (width, inset_h), (255, 255, 255), 1)
 
 
-def _draw_boxes(canvas: UInt8Image, detections: Detections, classes: Sequence[str], scale: float) -> None:
+def draw_boxes(
+    canvas: UInt8Image, detections: Detections, classes: Sequence[str], scale: float, names: bool = True
+) -> None:
+    """Draw boxes onto an RGB image, uint8 (H, W, 3), in the colours of their classes.
+
+    scale: of lines (3 px at 1) and letters. names: write class and score on a plate at each box.
+    """
     colours = colours_of(classes, DETECTION)
     thickness = max(1, round(3 * scale))
     # The surest last, so that it lies on top.
@@ -88,7 +100,8 @@ def _draw_boxes(canvas: UInt8Image, detections: Detections, classes: Sequence[st
         left, top, right, bottom = (int(v) for v in np.rint(box))
         colour = colours[label]
         cv2.rectangle(canvas, (left, top), (right - 1, bottom - 1), colour, thickness)
-        _draw_text(canvas, f"{classes[label]} {score:.2f}", (left, top), colour, scale)
+        if names:
+            _draw_text(canvas, f"{classes[label]} {score:.2f}", (left, top), colour, scale)
 
 
 def _draw_banner(canvas: UInt8Image, perception: Perception, scale: float) -> None:
