@@ -1,40 +1,42 @@
-"""Command line of the training package: `python -m md_training {data,train,evaluate,export,miss-rate} --help`."""
+"""Command line of the training package: `python -m md_training --help` lists the commands."""
 
+import difflib
+import inspect
 import json
 import logging
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
+from rich.console import Console
 from rich.logging import RichHandler
+from rich.progress import track
 
 from md_perception.inference.session import Student
+from md_perception.labels import DETECTION
+from md_training.benchmark.command import benchmark_command
 from md_training.data.check import data_command
+from md_training.experiments.command import experiments
+from md_training.figures.command import figures_command
 from md_training.miss_rate import miss_rate_command
-from md_training.presets import PRESETS, Run
+from md_training.presets import PRESETS, PRESETS_HELP, Run
+
+if TYPE_CHECKING:
+    from md_training.data.sample import Sample
+    from md_training.data.sources import Source
 
 log = logging.getLogger("md_training")
 
-if TYPE_CHECKING:
-    PresetRun = Run
-else:  # on the command line a run is one of the presets, a subcommand each
-    PresetRun = Annotated[
-        tyro.extras.subcommand_type_from_defaults(
-            {name: run for name, (_, run) in PRESETS.items()},
-            {name: description for name, (description, _) in PRESETS.items()},
-        ),
-        tyro.conf.arg(name=""),
-    ]
-
 
 def train(
-    run: PresetRun,
+    run: Run,
     out: Path | None = None,
-    workers: int = max(1, (os.cpu_count() or 2)),
+    workers: int | None = None,
     device: str = "cpu",
     resume: bool = False,
     tensorboard: bool = True,
@@ -42,77 +44,129 @@ def train(
 ) -> None:
     """Train a preset, e.g. `train scenes-demo`; every setting of the run can be overridden by its option.
 
+    On several GPUs: `torchrun --nproc-per-node 4 -m md_training train NAME --device cuda`; on several machines with
+    torchrun's --nnodes and --rdzv-endpoint and a folder that all of them see. The batch size is that of all together.
+    Ctrl-C and SIGTERM end the training after the current step, with a checkpoint (exit status 130).
+
     Args:
         run: Name of the preset; `train NAME --help` lists its settings.
         out: Folder for checkpoint.pt, run.json, metrics.jsonl and TensorBoard; by default runs/NAME.
-        workers: Processes that render scenes before the training starts.
+        workers: Processes that read, render and augment for each process that trains; by default one for each of its
+            processors, at most 8; 0: none, all is done in turn.
         device: `cpu`, `cuda` or `cuda:N`.
         resume: Go on from the folder's checkpoint.pt, exactly as if the run had not stopped; start where there is none.
+            Without it, an earlier run's checkpoint becomes checkpoint.previous.pt.
         tensorboard: Write TensorBoard's events beside metrics.jsonl.
         image_size: Width and height of the network's input, multiples of 32; by default the preset's.
     """
+    from md_training.processes import leave
     from md_training.train import train as run_training
 
     if image_size is not None:
         run = replace(run, network=replace(run.network, input_size=image_size))
-    run_training(
-        run, out or Path("runs") / run.name, workers=workers, device=device, resume=resume, tensorboard=tensorboard
-    )
+    if workers is None:
+        sharing = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        workers = min(8, max(1, (os.cpu_count() or 2) // sharing))
+    if os.environ.get("RANK", "0") != "0":  # the first process speaks for all
+        logging.getLogger().setLevel(logging.WARNING)
+    out = out or Path("runs") / run.name
+    checkpoint = run_training(run, out, workers=workers, device=device, resume=resume, tensorboard=tensorboard)
+    leave()
+    if checkpoint.step < run.optimisation.steps:
+        sys.exit(130)
 
 
 def evaluate(
     file: tyro.conf.Positional[Path],
+    data: Path | None = None,
+    split: str = "",
     scenes: int = 300,
+    miss_rate_class: str = "person",
+    detections_out: Path | None = None,
     workers: int = max(1, (os.cpu_count() or 2)),
     device: str = "cpu",
     json_out: Path | None = None,
 ) -> None:
     """Score a checkpoint, or an exported student as the node would run it: all, day and night.
 
-    A checkpoint of a data set is scored on all of its evaluation split, everything else on held-out scenes.
+    On the data set that --data names, its thermal images made as coarse as the sensor that was trained for. Without it,
+    a checkpoint of a data set is scored on all of its evaluation split, everything else on held-out scenes.
 
-    The figures of a checkpoint are kept in it and go into the manifest of its export.
+    Detections get AP and a log-average miss rate: on KAIST's whole test set the benchmark's, MR2[reasonable,all];
+    elsewhere that of a class, of which every object counts that is not flagged as ignored, MR2[person,SET all].
+
+    The figures of a checkpoint are kept in it and go into the manifest of its export; those of --data are added.
 
     Args:
         file: A checkpoint.pt of a training run, or an ONNX file.
+        data: Folder of a data set: KAIST, MFNet, or YOLO or COCO boxes.
+        split: List of that folder; by default test-all-20 of KAIST, test of MFNet, val of others.
         scenes: How many held-out scenes, the first of the evaluation seeds.
+        miss_rate_class: What the miss rate counts.
+        detections_out: File for the detections of that class, in KAIST's result format (see `miss-rate`): images are
+            numbered from 1 in the order of the list.
         workers: Processes that render the scenes.
         device: For checkpoints: `cpu`, `cuda` or `cuda:N`.
         json_out: File to write the figures to as well.
     """
+    from md_perception.metrics.miss_rate import table
     from md_training.checkpoint import load, set_metrics
-    from md_training.data.sample import Sample
-    from md_training.data.sources import ReadSamples
+    from md_training.data.sources import PairSource
     from md_training.data.synthetic import SceneData, evaluation_seeds, render
-    from md_training.evaluate import evaluate as run_evaluation
-    from md_training.evaluate import evaluate_student
+    from md_training.evaluate import answers, answers_of_student
+    from md_training.figures.curves import miss_rates
+    from md_training.figures.samples import HeldOut, HeldOutPairs, HeldOutScenes, pairs_to_score
 
-    exported, subject = file.suffix == ".onnx", f"{scenes} held-out scenes"
-    if exported:
+    if miss_rate_class not in DETECTION.classes:
+        raise ValueError(f"--miss-rate-class {miss_rate_class}: use one of {', '.join(DETECTION.classes)}")
+    if data is None and split:
+        raise ValueError(f"--split {split} belongs to --data: name the folder, too")
+    trained = None
+    source: Source
+    if file.suffix == ".onnx":
         student = Student.load(file)
-        contract = student.manifest.thermal
-        data = SceneData(camera_size=student.manifest.camera_size)
-        if contract is not None:
-            data = replace(data, thermal_size=contract.sensor_size)
-        scores = evaluate_student(student, render(evaluation_seeds(scenes), data, None, workers))
+        thermal, classes, in_rgb = student.manifest.thermal, student.manifest.detection_classes, student.uses_rgb
+        source = SceneData(camera_size=student.manifest.camera_size)
+        source = source if thermal is None else replace(source, thermal_size=thermal.sensor_size)
+        sensor = None if thermal is None else thermal.sensor_size
+        answer = partial(answers_of_student, student)
     else:
         trained = load(file)
-        source = trained.run.data
         log.info("%s: run %s, step %d", file, trained.run_id, trained.step)
-        if isinstance(source, SceneData):
-            samples: Iterable[Sample] = render(evaluation_seeds(scenes), source, None, workers)
+        source, sensor, in_rgb = trained.run.data, trained.run.data.thermal_size, True
+        classes = trained.run.network.detection_classes if "detection" in trained.run.network.tasks else ()
+        answer = partial(answers, trained.network.to(device))
+    if detections_out is not None and not (in_rgb and miss_rate_class in classes):
+        raise ValueError(f"--detections-out: {file} does not detect {miss_rate_class} in RGB images")
+
+    shown: HeldOut
+    samples: Iterable[Sample]
+    if data is None and isinstance(source, SceneData):
+        shown, samples = HeldOutScenes(scenes), render(evaluation_seeds(scenes), source, None, workers)
+    else:
+        if data is not None:
+            pairs = pairs_to_score(data, split, sensor)
         else:
+            assert isinstance(source, PairSource)
             pairs = source.evaluation()
-            samples, subject = ReadSamples(pairs, range(len(pairs))), f"{source.root.name} {pairs.split.name}"
-        scores = run_evaluation(trained.network.to(device), samples)
+        shown, samples = HeldOutPairs(pairs), (pairs[index] for index in range(len(pairs)))
+    if classes and (unknown := set(shown.detection_classes) - set(classes)):
+        log.warning("%s has %s, which %s does not detect: AP 0", shown.title, ", ".join(sorted(unknown)), file)
+    console = Console(stderr=True)
+    answered = answer(track(samples, "evaluating", len(shown.names), console=console, disable=not console.is_terminal))
+
     figures: dict[str, float] = {}
-    for subset, result in scores.items():
-        figures |= result.figures(f"{subject}, {subset}")
+    for subset, result in answered.scores().items():
+        figures |= result.figures(f"{shown.title}, {subset}")
         print(f"{subset}\n{result.table()}\n")
+    curves = miss_rates(answered, shown, miss_rate_class, in_rgb, detections_out) if miss_rate_class in classes else {}
+    if curves:
+        figures |= {curve.name: curve.miss_rate for curve in curves.values() if curve.miss_rate is not None}
+        print(f"{table(curves.values())}\n")
     if json_out is not None:
         json_out.write_text(json.dumps(figures, indent=2) + "\n")
-    if not exported:
-        set_metrics(file, figures)
+    if trained is not None:
+        set_metrics(file, figures if data is None else trained.metrics | figures)
 
 
 def export(
@@ -142,6 +196,50 @@ def export(
     write_model_card(out.with_suffix(".md"), out, manifest, trained)
 
 
+def _train_command(arguments: list[str]) -> Callable[..., None]:
+    """Return `train` for the preset that the command line names, a subcommand, or the help that says which there are.
+
+    All of them as subcommands would be a help of hundreds of lines. Raises ValueError where none is named.
+    """
+    named = {name: PRESETS[name] for name in arguments if name in PRESETS}
+    if not named:
+        if not {"-h", "--help"} & set(arguments):
+            like = [name for word in arguments for name in difflib.get_close_matches(word, PRESETS, n=3)]
+            advice = f"did you mean {', '.join(like)}? " if like else ""
+            raise ValueError(f"no preset is named: {advice}`python -m md_training train --help` lists them")
+        return _train_help
+    preset: Any = Annotated[
+        tyro.extras.subcommand_type_from_defaults(
+            {name: run for name, (_, run) in named.items()},
+            {name: description for name, (description, _) in named.items()},
+        ),
+        tyro.conf.arg(name=""),
+    ]
+
+    @wraps(train)
+    def command(*args: Any, **options: Any) -> None:
+        train(*args, **options)
+
+    # What tyro reads. `train` itself stays as it is, for the next command line of this process.
+    command.__signature__ = inspect.signature(train)  # type: ignore[attr-defined]
+    command.__annotations__ = train.__annotations__ | {"run": preset}
+    del command.__wrapped__
+    return command
+
+
+def _train_help(preset: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PRESET")]) -> None:
+    raise AssertionError("only its help is asked for")
+
+
+_train_help.__doc__ = f"""Train a preset; `train PRESET --help` lists its settings, each of them an option.
+
+{PRESETS_HELP}
+
+Args:
+    preset: Name of the preset.
+"""
+
+
 def main() -> None:
     """Parse the command line and run one command; errors that a user can mend are one line, not a traceback."""
     if sys.stderr.isatty():
@@ -155,15 +253,20 @@ def main() -> None:
         tyro.extras.subcommand_cli_from_dict(
             {
                 "data": data_command,
-                "train": train,
+                "train": _train_command(sys.argv[2:]) if sys.argv[1:2] == ["train"] else train,
                 "evaluate": evaluate,
                 "export": export,
                 "miss-rate": miss_rate_command,
+                "benchmark": benchmark_command,
+                "experiments": experiments,
+                "figures": figures_command,
             },
             prog="python -m md_training",
             description="Check data, train, evaluate and export the students that the node md_perception runs.",
             config=(tyro.conf.CascadeSubcommandArgs,),  # `train PRESET --out ...`: options in any order
         )
+    except KeyboardInterrupt:
+        sys.exit(130)
     except (ValueError, RuntimeError, OSError) as error:
         log.error("%s: %s", type(error).__name__, error)
         sys.exit(1)

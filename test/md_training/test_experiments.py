@@ -1,0 +1,239 @@
+"""The experiments' arithmetic on records that are made here; one real cell, teacher first, is marked long."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from md_perception.metrics.detection import TruthBoxes
+from md_perception.metrics.miss_rate import Bootstrap, ScoredBoxes
+from md_perception.results import Detections
+from md_training.data.kaist import IMPROVED_FILE
+from md_training.data.kaist_annotations import read_test_annotations
+from md_training.data.sources import KaistData, MfnetData
+from md_training.experiments.cells import CellRecord, ExperimentError, HeldOut, finished, generator_hash, reasonable
+from md_training.experiments.command import experiments
+from md_training.experiments.report import COMPARISONS, METRICS, Study
+from md_training.experiments.tables import TABLES, Cell, cells
+from md_training.miss_rate import read_results
+
+DETECTION = ("detection",)
+MISS_RATE, AP50, ACCURACY, _ = METRICS
+
+
+def street(quality: float, images: int = 40) -> HeldOut:
+    """One person in each image, found with probability `quality`, and never anything else."""
+    random = np.random.default_rng(0)
+    box = np.array([[10, 10, 40, 90]], np.float32)
+    truth = [TruthBoxes(box, np.zeros(1, np.int64), np.zeros(1, np.bool_)) for _ in range(images)]
+    found = [
+        Detections(box, np.array([0.9], np.float32), np.zeros(1, np.int64))
+        if random.random() < quality
+        else Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64))
+        for _ in range(images)
+    ]
+    confusions = np.zeros((images, 9, 9), np.int64)
+    confusions[:, 0, 0] = 50
+    confusions[:, 1, 1] = (random.random(images) < quality) * 10
+    confusions[:, 1, 0] = 10 - confusions[:, 1, 1]
+    return HeldOut(np.arange(images) % 2 == 0, truth, found, confusions)
+
+
+def record(cell: Cell, held_out: HeldOut, folder: Path, runs: Path) -> None:
+    """Leave what a finished cell leaves."""
+    place = folder / cell.study
+    place.mkdir(parents=True, exist_ok=True)
+    held_out.save(place / f"{cell.name}.npz")
+    CellRecord(
+        cell=cell.name,
+        run=cell.run(runs).to_json(),
+        figures=held_out.figures(),
+        held_out="made up",
+        generator=generator_hash(),
+        git_revision="none",
+        machine={"processor": "none"},
+        finished="",
+        train_s=3600,
+        images_per_s=5.0,
+    ).save(place / f"{cell.name}.json")
+
+
+def test_every_table_has_its_teachers_before_its_students_and_every_cell_once() -> None:
+    for table in TABLES:
+        entries = cells(table, "scenes", ("detection", "segmentation"), (1, 2), "small")
+        order = [cell for _, cell in entries]
+        assert len(order) == len(set(order))
+        assert len({cell.name for cell in order}) == len(order)
+        for place, cell in enumerate(order):
+            assert all(teacher in order[:place] for teacher in cell.teachers), cell
+
+
+def test_cells_are_what_their_rows_say() -> None:
+    by_name = {cell.name: cell for _, cell in cells("ablation", "kaist", DETECTION, (3,), "paper")}
+    runs = {name: cell.run(Path("runs")) for name, cell in by_name.items()}
+    both = runs["detection-student-x16-s3"]
+    assert both.seed == 3
+    assert both.teachers == ("runs/detection-teacher-s3/checkpoint.pt",)
+    assert (both.distillation.attention_weight, both.distillation.semantic_weight) == (1, 1)
+    assert runs["detection-student-x16-a-s3"].distillation.semantic_weight == 0
+    assert runs["detection-student-x16-s-mse-s3"].distillation.semantic == "mse"
+    assert runs["detection-student-x16-s-mse-s3"].distillation.attention_weight == 0
+    blocks = runs["detection-student-x16-blocks-s3"]
+    assert blocks.teachers == ()
+    assert blocks.network == both.network
+    assert runs["detection-native-x16-s3"].network != both.network
+    joint = [cell for _, cell in cells("joint", "scenes", ("detection", "segmentation"), (1,), "small")]
+    together = next(cell for cell in joint if len(cell.tasks) == 2 and cell.is_distilled)
+    assert [teacher.tasks for teacher in together.teachers] == [("detection",), ("segmentation",)]
+    assert len(together.run(Path("runs")).teachers) == 2
+
+
+def test_a_data_set_without_the_task_is_refused() -> None:
+    with pytest.raises(ValueError, match="kaist has no teacher for segmentation"):
+        Cell("kaist", "teacher", ("segmentation",), "md", False, 1, "paper").run(Path("runs"))
+
+
+def test_the_paper_stands_beside_its_data_sets_only(tmp_path: Path) -> None:
+    def text(data: str) -> str:
+        tasks = ("detection",) if data == "kaist" else ("segmentation",) if data == "mfnet" else ("detection",)
+        return Study("resolution", data, tasks, (1,), "paper", tmp_path, Bootstrap(5)).markdown()
+
+    assert "8.03 ± 0.19" in text("kaist")
+    assert "63.52 ± 0.87" in text("mfnet")
+    assert "8.03" not in text("scenes")
+
+
+def test_answers_survive_their_file(tmp_path: Path) -> None:
+    there = street(0.7)
+    there.save(tmp_path / "cell.npz")
+    back = HeldOut.load(tmp_path / "cell.npz")
+    assert back.figures() == there.figures()
+    assert [len(found.labels) for found in back.detections or []] == [len(f.labels) for f in there.detections or []]
+    (tmp_path / "cell.npz").write_bytes(b"nothing")
+    with pytest.raises(ExperimentError, match="does not hold the answers"):
+        HeldOut.load(tmp_path / "cell.npz")
+
+
+def test_figures_of_a_half_blind_network() -> None:
+    figures = street(1.0).figures()
+    assert figures["MR2[person,all]"] == pytest.approx(1e-10)
+    assert figures["AP50[all]"] == pytest.approx(1.0)
+    half = street(0.5)
+    share = sum(len(found.labels) for found in half.detections or []) / 40
+    assert half.figures()["MR2[person,all]"] == pytest.approx(1 - share)
+    assert half.figures()["mAcc9[all]"] == pytest.approx(
+        (1 + (half.confusions[:, 1, 1].sum() / 400 if half.confusions is not None else 0)) / 9
+    )
+
+
+def test_a_study_compares_what_is_finished_and_says_what_is_not_run(tmp_path: Path) -> None:
+    quality = {"native-x16": 0.5, "student-x16": 0.9, "teacher": 1.0}
+    for _, cell in cells("resolution", "scenes", DETECTION, (1, 2), "small"):
+        if cell.role in quality:
+            record(cell, street(quality[cell.role]), tmp_path, tmp_path)
+    study = Study("resolution", "scenes", DETECTION, (1, 2, 3), "small", tmp_path, Bootstrap(200))
+    found = study.difference(MISS_RATE, "16x, MD", "16x")
+    assert found is not None
+    estimate, seeds = found
+    share = {role: np.mean([len(f.labels) for f in street(q).detections or []]) for role, q in quality.items()}
+    assert seeds == 2
+    assert estimate.value == pytest.approx(100 * (share["student-x16"] - share["native-x16"]))
+    assert estimate.is_above_zero
+    closed = study.gap_closed(MISS_RATE)
+    assert closed is not None
+    expected = (share["student-x16"] - share["native-x16"]) / (1 - share["native-x16"])
+    assert closed[0].value == pytest.approx(100 * expected)
+    assert study.difference(MISS_RATE, "4x, MD", "4x") is None
+    text = study.markdown()
+    assert "| 4x | *not run* | *not run* | *not run* | 0 of 3 |" in text
+    assert "2 of 3" in text
+    assert "1 of" not in text
+    content = json.loads(json.dumps(study.to_json()))
+    assert {row["label"] for row in content["rows"]} == {row.label for row in TABLES["resolution"]}
+    study.draw(tmp_path / "ladder.png")
+    assert (tmp_path / "ladder.png").stat().st_size > 5000
+
+
+def test_a_record_of_other_settings_or_another_world_is_not_taken(tmp_path: Path) -> None:
+    cell = Cell("scenes", "native-x16", DETECTION, "md", False, 1, "small")
+    assert finished(cell, tmp_path, tmp_path, "") is None
+    record(cell, street(0.5), tmp_path, tmp_path)
+    known = finished(cell, tmp_path / "elsewhere", tmp_path, "")
+    assert known is not None
+    with pytest.raises(ExperimentError, match=r"other settings \(backbone_weights\)"):
+        finished(cell, tmp_path, tmp_path, "imagenet")
+    replace(known, generator="another").save(tmp_path / cell.study / f"{cell.name}.json")
+    with pytest.raises(ExperimentError, match="another scene world"):
+        finished(cell, tmp_path, tmp_path, "")
+    (tmp_path / cell.study / f"{cell.name}.json").write_text("{")
+    with pytest.raises(ExperimentError, match="the record of a cell"):
+        finished(cell, tmp_path, tmp_path, "")
+
+
+def test_kaist_and_mfnet_are_scored_as_the_paper_does() -> None:
+    mfnet = Cell("mfnet", "teacher", ("segmentation",), "md", False, 1, "paper").run(Path("runs"))
+    assert isinstance(mfnet.data, MfnetData)
+    assert (mfnet.data.evaluation_split, mfnet.data.evaluation_pairs) == ("test", 0)
+    kaist = Cell("kaist", "teacher", DETECTION, "md", False, 1, "paper").run(Path("runs"))
+    assert isinstance(kaist.data, KaistData)
+    assert (kaist.data.evaluation_split, kaist.data.evaluation_pairs) == ("test-all-20", 0)
+
+
+def test_kaist_persons_are_counted_by_the_reasonable_setting(data_root: Path) -> None:
+    folder = data_root / "kaist"
+    annotations = read_test_annotations(folder / IMPROVED_FILE)
+    found = [
+        Detections(_corners(image), image.scores.astype(np.float32), np.zeros(len(image.scores), np.int64))
+        for image in read_results(folder / "results" / "GAFF.txt", len(annotations.images))
+    ]
+    night = np.array([image.night for image in annotations.truth], np.bool_)
+    figures = HeldOut(night, reasonable(annotations), found, None, "reasonable").figures()
+    expected = {"all": 0.064756, "day": 0.083534, "night": 0.034593}
+    assert {name: figures[f"MR2[reasonable,{name}]"] for name in expected} == pytest.approx(expected, abs=5e-7)
+
+
+def _corners(image: ScoredBoxes) -> np.ndarray:
+    """0-based corners of a result file's 1-based boxes."""
+    boxes = image.boxes.copy()
+    boxes[:, :2] -= 1
+    boxes[:, 2:] += boxes[:, :2]
+    return boxes
+
+
+def test_every_comparison_names_rows_that_there_are() -> None:
+    for table, pairs in COMPARISONS.items():
+        labels = {row.label for row in TABLES[table]}
+        assert {label for pair in pairs for label in pair} <= labels
+
+
+@pytest.mark.long
+def test_a_cell_is_run_after_its_teacher_and_not_twice(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+
+    def run() -> str:
+        experiments(
+            "resolution",
+            tasks=DETECTION,
+            seeds=(1,),
+            schedule="smoke",
+            rows=("student-x16",),
+            runs=tmp_path / "runs",
+            results=tmp_path / "results",
+            devices=("cpu",),
+            threads=1,
+            workers=0,
+        )
+        return capsys.readouterr().out
+
+    first = run()
+    there = CellRecord.load(tmp_path / "results/scenes-smoke/detection-student-x16-s1.json")
+    assert there.run["teachers"] == [str(tmp_path / "runs/scenes-smoke/detection-teacher-s1/checkpoint.pt")]
+    assert (tmp_path / "results/scenes-smoke/detection-teacher-s1.npz").exists()
+    assert "2 cells, 2 to run" in caplog.text
+    caplog.clear()
+    assert run() == first
+    assert "2 cells, 0 to run" in caplog.text
