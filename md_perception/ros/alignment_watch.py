@@ -1,0 +1,60 @@
+"""The misalignment monitor beside the worker: a thread of its own, so that no frame ever waits for it."""
+
+import logging
+import threading
+from collections.abc import Callable
+
+from md_perception.pipeline import Work
+from md_perception.sensing.misalignment import Misalignment, MisalignmentMonitor, MisalignmentSettings
+
+logger = logging.getLogger(__name__)
+
+WATCH_THREAD = "md_perception alignment watch"
+
+_JOIN_S = 1.0
+
+
+class AlignmentWatch:
+    """Looks at the newest pair once a period, from `start` to `stop`, once.
+
+    latest: returns the newest pair of the pipeline, None before the first; the same pair is not looked at twice.
+    """
+
+    def __init__(self, latest: Callable[[], Work | None], settings: MisalignmentSettings, period_s: float) -> None:
+        self._latest = latest
+        self._monitor = MisalignmentMonitor(settings)
+        self._period_s = period_s
+        self._seen: Work | None = None
+        self._state: Misalignment | None = None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=WATCH_THREAD, daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread; a check in progress takes a few milliseconds."""
+        self._stop.set()
+        self._thread.join(_JOIN_S)
+
+    def state(self) -> Misalignment | None:
+        """Return what the last check said, None before the first."""
+        return self._state
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._period_s):
+            try:
+                self._check()
+            except Exception:  # the results do not depend on it
+                logger.exception("the misalignment monitor failed and ends; the results do not depend on it")
+                return
+
+    def _check(self) -> None:
+        work = self._latest()
+        if work is None or work is self._seen or work.rgb is None or work.thermal is None:
+            return
+        if work.rgb_to_thermal is None:
+            return
+        self._seen = work
+        self._state = self._monitor.check(work.rgb.image, work.thermal.image, work.rgb_to_thermal)

@@ -1,0 +1,200 @@
+"""Registration in the running node: CameraInfo, sizes, the misalignment monitor; and `md_calibrate` on live topics."""
+
+import threading
+import time
+
+import cv2
+import numpy as np
+import pytest
+from camera_pairs import drive, planted_homography
+from diagnostic_msgs.msg import DiagnosticStatus
+from lifecycle_msgs.msg import State
+from rclpy.node import Node
+from sensor_msgs.msg import CameraInfo
+from vehicle import BEST_EFFORT, poll
+
+from md_perception.calibrate import CalibrationError, Recording, Result
+from md_perception.results import Mode
+from md_perception.ros import parameters
+from md_perception.ros.calibrate import record_live
+from md_perception.scenes import TimeOfDay
+from md_perception.sensing.alignment import Alignment, Delay, Fit
+from md_perception.sensing.registration import RegistrationSettings
+from md_perception.sensing.thermal import ThermalSettings
+
+MS = 1_000_000
+
+
+def camera_info(size: tuple[int, int], focal_px: float) -> CameraInfo:
+    k = [focal_px, 0.0, (size[0] - 1) / 2, 0.0, focal_px, (size[1] - 1) / 2, 0.0, 0.0, 1.0]
+    p = [*k[:3], 0.0, *k[3:6], 0.0, *k[6:], 0.0]
+    return CameraInfo(
+        width=size[0],
+        height=size[1],
+        distortion_model="plumb_bob",
+        d=[0.0] * 5,
+        k=k,
+        r=[1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0],
+        p=p,
+    )
+
+
+def registration_of(messages) -> DiagnosticStatus | None:
+    newest = messages[-1].status if messages else ()
+    return next((status for status in newest if status.name.endswith(": registration")), None)
+
+
+def test_camera_infos_give_the_matrix_and_without_them_images_are_rejected(start_node, vehicle, capfd):
+    """However long that takes: a driver that starts late is no failure of the node."""
+    node = start_node(
+        registration__source="camera_info_raw",
+        registration__monitor_period_s=0.0,
+        health__failures_in_a_row=2,
+        health__timeout_s=60.0,
+    )
+    diagnoses = vehicle.listen_to_diagnostics()
+    vehicle.start()
+    for camera in ("rgb", "thermal"):
+        vehicle.camera(f"/{camera}/image_raw")
+    for number in range(1, 6):
+        vehicle.send_pair(number * 10 * MS)
+        poll(lambda n=number: node._intake.counters().rejected == n, "the image without a camera_info to be rejected")
+    assert "nothing came on rgb/camera_info yet" in capfd.readouterr().err
+    missing = poll(lambda: registration_of(diagnoses), "a diagnosis")
+    assert missing.level == DiagnosticStatus.WARN
+    assert "nothing came on rgb/camera_info and thermal/camera_info yet: let the driver publish it" in missing.message
+    assert node._intake.mode() is Mode.FUSED
+    assert node._mode_now(node._intake, node._worker) is Mode.STALE
+    assert vehicle.state() == State.PRIMARY_STATE_ACTIVE
+
+    infos = {name: vehicle.camera(f"/{name}/camera_info", CameraInfo, BEST_EFFORT) for name in ("rgb", "thermal")}
+    registration = node._pipeline.registration
+
+    def both_came() -> bool:
+        # The thermal lens is twice as long as that of equal fields of view.
+        infos["rgb"].publish(camera_info((64, 48), 60.0))
+        infos["thermal"].publish(camera_info((16, 12), 30.0))
+        return len(registration._cameras) == 2
+
+    poll(both_came, "the camera_infos to arrive")
+    vehicle.send_pair(200 * MS)
+    assert vehicle.status_of(200 * MS).mode == Mode.FUSED
+    # x_t = (x_r - 31.5) * 30 / 60 + 7.5
+    np.testing.assert_allclose(
+        node._pipeline.latest_pair.rgb_to_thermal, [[0.5, 0, -8.25], [0, 0.5, -6.25], [0, 0, 1]], atol=1e-5
+    )
+    status = poll(
+        lambda: (found := registration_of(diagnoses)) and "parallel axes" in found.message and found,
+        "the diagnosis that nothing is said of how the cameras stand",
+    )
+    assert status.level == DiagnosticStatus.WARN
+
+
+def test_images_of_other_sizes_than_calibrated_are_rejected_with_the_cure(start_node, vehicle, capfd):
+    homography = [0.25, 0.0, 0.0, 0.0, 0.25, 0.0, 0.0, 0.0, 1.0]
+    node = start_node(registration__homography=homography, registration__sizes=[64, 48, 16, 10])
+    vehicle.start()
+    for camera in ("rgb", "thermal"):
+        vehicle.camera(f"/{camera}/image_raw")
+    vehicle.send_pair(100 * MS)
+    poll(lambda: node._intake.counters().rejected == 1, "the pair to be rejected")
+    assert "was made for RGB 64x48 and thermal 16x10, but the images are 64x48 and 16x12" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_camera_that_moved_is_diagnosed_and_others_are_not(start_node, vehicle, moved):
+    real = planted_homography(shift=(6.0, 0.0) if moved else (0.0, 0.0))
+    believed = planted_homography().reshape(-1).tolist()
+    node = start_node(
+        registration__homography=believed, registration__monitor_period_s=0.05, pairing__tolerance_s=0.005
+    )
+    diagnoses = vehicle.listen_to_diagnostics()
+    vehicle.start()
+    cameras = drive(TimeOfDay.DAY)
+    thermals = cameras.through(real)
+    rgb_topic, thermal_topic = (vehicle.camera(f"/{camera}/image_raw") for camera in ("rgb", "thermal"))
+    sent = 0
+
+    def enough() -> bool:
+        nonlocal sent
+        at_ns = vehicle.now_ns()
+        colour = cv2.cvtColor(cameras.rgb[sent % 75].image, cv2.COLOR_GRAY2RGB)
+        thermal_topic.publish(vehicle.image(thermals[sent % 75].image, "mono8", at_ns, "thermal"))
+        rgb_topic.publish(vehicle.image(colour, "rgb8", at_ns, "rgb"))
+        sent += 1
+        time.sleep(0.05)
+        status = registration_of(diagnoses)
+        seen = {} if status is None else {value.key: value.value for value in status.values}
+        return int(seen.get("checks", "0")) >= 8
+
+    poll(enough, "eight checks of the monitor")
+    status = registration_of(diagnoses)
+    assert status is not None
+    if moved:
+        assert status.level == DiagnosticStatus.WARN
+        assert "thermal lies +" in status.message
+        assert "run md_calibrate again" in status.message
+    else:
+        assert status.level == DiagnosticStatus.OK
+        assert status.message == "in register"
+    assert abs(node._watch.state().shift_px[0] - (6.0 if moved else 0.0)) < 0.5
+    watch = node._watch
+    assert vehicle.deactivate()
+    assert not watch._thread.is_alive()
+
+
+def test_live_topics_are_recorded_for_calibration(vehicle, capsys):
+    cameras = drive(TimeOfDay.DAY)
+    topics = [vehicle.camera(f"/{camera}/image_raw", matched=False) for camera in ("rgb", "thermal")]
+    recording = Recording(ThermalSettings())
+    failures: list[BaseException] = []
+
+    def record() -> None:
+        try:
+            record_live(recording, "/rgb/image_raw", "/thermal/image_raw", seconds=3.0)
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=record)
+    thread.start()
+    for topic in topics:
+        poll(lambda topic=topic: topic.get_subscription_count() > 0, "md_calibrate to listen")
+    for number in range(5):
+        at_ns = 10**18 + number * 40 * MS
+        colour = cv2.cvtColor(cameras.rgb[number].image, cv2.COLOR_GRAY2RGB)
+        topics[0].publish(vehicle.image(colour, "rgb8", at_ns, "rgb"))
+        topics[1].publish(vehicle.image(cameras.thermal[number].image, "mono8", at_ns + 7, "thermal"))
+        time.sleep(0.04)
+    thread.join()
+    assert failures == []
+    assert recording.sizes == {"rgb": (320, 256), "thermal": (320, 256)}
+    assert [frame.stamp_ns for frame in recording.thermal] == [10**18 + number * 40 * MS + 7 for number in range(5)]
+    np.testing.assert_array_equal(recording.rgb[2].image, cameras.rgb[2].image)
+    assert "listening to /rgb/image_raw and /thermal/image_raw for 3 s" in capsys.readouterr().out
+
+
+def test_a_topic_that_nobody_publishes_is_named(monkeypatch):
+    monkeypatch.setattr("md_perception.ros.calibrate._APPEAR_S", 0.3)
+    with pytest.raises(CalibrationError, match="nobody publishes /no/such: start the camera driver"):
+        record_live(Recording(ThermalSettings()), "/no/such", "/thermal/image_raw", seconds=1.0)
+
+
+def test_ros_reads_the_parameter_file_that_md_calibrate_writes(context, tmp_path):
+    fit = Fit(np.eye(3), residual_px=0.4, spread_px=0.05, points=33, frames=40, coverage=0.9)
+    homography = np.array([[0.25, 1e-9, 3.0], [0.0, 0.25, -2.0], [1.2345678e-05, 0.0, 1.0]])
+    picture = np.zeros((2, 2, 3), np.uint8)
+    result = Result(
+        Alignment(fit, Delay(0.0412, 0.002)), homography, (640, 512, 160, 128), "edges", (0.1, 0.5), picture
+    )
+    file = tmp_path / "calibration.yaml"
+    file.write_text(result.yaml("a bag"))
+
+    node = Node("md_perception", context=context, cli_args=["--ros-args", "--params-file", str(file)], namespace="/car")
+    parameters.declare(node)
+    found = parameters.read(node)
+
+    assert found.registration_settings() == RegistrationSettings(
+        homography=homography.reshape(-1).tolist(), sizes=(640, 512, 160, 128)
+    )
+    assert found.pairing_offset_s == -0.0412
+    node.destroy_node()
