@@ -36,9 +36,14 @@ ARGUMENTS = (
     DeclareLaunchArgument(
         "params_file", default_value=str(config_file("md.yaml")), description="parameters of the node"
     ),
+    DeclareLaunchArgument("calibration", default_value="", description="parameter file that md_calibrate has written"),
     DeclareLaunchArgument("student", default_value="", description="student file (.onnx) for RGB and thermal"),
     DeclareLaunchArgument("visible_student", default_value="", description="student file (.onnx) for RGB alone"),
+    DeclareLaunchArgument("thermal_student", default_value="", description="student file (.onnx) for thermal alone"),
     DeclareLaunchArgument("namespace", default_value="", description="namespace of the node and its topics"),
+    DeclareLaunchArgument(
+        "enclave", default_value="", description="SROS 2 enclave of the node, such as /md_perception: docs/security.md"
+    ),
     DeclareLaunchArgument(
         "log_level",
         default_value="info",
@@ -68,6 +73,7 @@ def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         for argument, parameter in (
             ("student", "student.file"),
             ("visible_student", "student.visible_file"),
+            ("thermal_student", "student.thermal_file"),
             ("rgb_transport", "rgb.transport"),
             ("thermal_transport", "thermal.transport"),
         )
@@ -81,13 +87,21 @@ def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         name="md_perception",
         namespace=value["namespace"],
         output="screen",
-        parameters=[value["params_file"], overrides],
+        parameters=[value["params_file"], *filter(None, [value["calibration"]]), overrides],
         remappings=[
             (f"{camera}/image_raw{suffix}", f"{value[f'{camera}_topic']}{suffix}")
             for camera in ("rgb", "thermal")
             for suffix in ("", "/compressed")
+        ]
+        # CameraInfo comes beside the images, as image_transport has it.
+        + [
+            (f"{camera}/camera_info", "/".join([*value[f"{camera}_topic"].split("/")[:-1], "camera_info"]))
+            for camera in ("rgb", "thermal")
         ],
-        ros_arguments=["--log-level", value["log_level"]],
+        ros_arguments=[
+            *("--log-level", value["log_level"]),
+            *(("--enclave", value["enclave"]) if value["enclave"] else ()),
+        ],
         additional_env=node_environment(context.environment),
     )
     if value["autostart"] != "true":

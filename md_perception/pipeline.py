@@ -8,24 +8,36 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-import numpy.typing as npt
+import cv2
+import numpy as np
 
 from md_perception.inference.manifest import ThermalContract
 from md_perception.inference.session import Student, StudentError
 from md_perception.results import Float32Array, Frame, Mode, Perception, StageTimes, StudentOutput
 from md_perception.sensing.images import ImageError, Message, stamp_ns, to_rgb
 from md_perception.sensing.pairing import PairingSettings
-from md_perception.sensing.registration import sampling_matrix
-from md_perception.sensing.thermal import ThermalNormaliser, ThermalSettings
+from md_perception.sensing.registration import NoCameraInfoYet, Registration, RegistrationSettings
+from md_perception.sensing.thermal import TEMPERATURES, ThermalNormaliser, ThermalSettings
 
 logger = logging.getLogger(__name__)
 
-Sizes = tuple[tuple[int, int], tuple[int, int] | None]
+Sizes = tuple[tuple[int, int] | None, tuple[int, int] | None]
 """(width, height) px of the RGB image and of the thermal image, None without one."""
+
+_CAMERAS_OF: dict[Mode, tuple[bool, bool]] = {
+    Mode.FUSED: (True, True),
+    Mode.VISIBLE_ONLY: (True, False),
+    Mode.THERMAL_ONLY: (False, True),
+}
+"""Whether the student of a mode takes RGB, and thermal. LAST_THERMAL has the student of FUSED."""
 
 
 class RejectedFrame(Exception):
     """One frame that could not be processed; the next may be. str() says why."""
+
+
+class NotReady(RejectedFrame):
+    """A frame that came before something that it needs: nothing is wrong, however many there are in a row."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +45,12 @@ class PipelineSettings:
     """What the pipeline is told beside its students.
 
     thermal: what the camera sends; the gain control of training is taken from the student's manifest.
-    homography: nine numbers, RGB pixels to thermal pixels (see sensing.registration); None: same field of view.
     score_threshold: detections below it are left out (the file itself leaves out those below its manifest's).
     """
 
     pairing: PairingSettings = field(default_factory=PairingSettings)
     thermal: ThermalSettings = field(default_factory=ThermalSettings)
-    homography: npt.ArrayLike | None = None
+    registration: RegistrationSettings = field(default_factory=RegistrationSettings)
     score_threshold: float = 0.3
     rgb_topic: str = "rgb/image_raw"
     thermal_topic: str = "thermal/image_raw"
@@ -53,45 +64,59 @@ class PipelineSettings:
 class Work:
     """A decoded pair, ready for `Pipeline.infer`.
 
-    thermal, rgb_to_thermal, pair_offset_ns: None in VISIBLE_ONLY. rgb_to_thermal: float32 (3, 3).
+    rgb: None in THERMAL_ONLY. thermal: None in VISIBLE_ONLY. rgb_to_thermal: float32 (3, 3); it and pair_offset_ns are
+    None in both.
     """
 
     mode: Mode
-    rgb: Frame
+    rgb: Frame | None
     thermal: Frame | None
     rgb_to_thermal: Float32Array | None
     pair_offset_ns: int | None
     times: StageTimes
 
+    @property
+    def subject(self) -> Frame:
+        """The image that the result belongs to."""
+        frame = self.thermal if self.rgb is None else self.rgb
+        assert frame is not None
+        return frame
+
 
 class Pipeline:
     """Decodes pairs and runs the student of their mode.
 
-    settings: may be replaced between frames by others with the same `thermal` and `homography`.
+    settings: may be replaced between frames by others with the same `thermal` and `registration`.
     """
 
     def __init__(self, students: Mapping[Mode, Student], settings: PipelineSettings = PipelineSettings()) -> None:
-        """students: by the mode that they serve: FUSED takes thermal, VISIBLE_ONLY does not.
+        """students: by the mode that they serve: FUSED takes both cameras, the two others one.
 
         Raises ValueError where a student does not fit its mode.
         """
         for mode, student in students.items():
-            if mode not in (Mode.FUSED, Mode.VISIBLE_ONLY):
+            if mode not in _CAMERAS_OF:
                 raise ValueError(f"no student can be given for {mode.name}")
-            if student.uses_thermal != (mode is Mode.FUSED):
-                takes = "RGB and thermal" if student.uses_thermal else "RGB alone"
+            if mode is not mode_of(student):
+                takes = {Mode.FUSED: "RGB and thermal", Mode.VISIBLE_ONLY: "RGB alone"}.get(
+                    mode_of(student), "thermal alone"
+                )
                 raise ValueError(f"student {student.path} takes {takes} and cannot serve {mode.name}")
         if not students:
             raise ValueError("a pipeline needs at least one student")
         self.students = dict(students)
         self.settings = settings
-        fused = self.students.get(Mode.FUSED)
-        contract = fused.manifest.thermal if fused else None
-        self._thermal = ThermalNormaliser(
-            settings.thermal if contract is None else _as_trained(settings.thermal, contract), settings.thermal_topic
-        )
+        # One for each student: they may have been trained on different gain controls.
+        self._thermal = {
+            mode: ThermalNormaliser(_as_trained(settings.thermal, student.manifest.thermal), settings.thermal_topic)
+            for mode, student in self.students.items()
+            if student.manifest.thermal is not None
+        }
         self._prepared: dict[Mode, Sizes] = {}
-        self._matrices: dict[Sizes, Float32Array] = {}
+        self.registration = Registration(settings.registration)
+        """Thread-safe; where it needs CameraInfo messages, they are noted there."""
+        self.latest_pair: Work | None = None
+        """The newest pair of one time, for who looks on."""
 
     def warm_up(self, rgb_size: tuple[int, int] | None = None, thermal_size: tuple[int, int] | None = None) -> float:
         """Run every student once at these sizes, (width, height) px; by default at those of its training.
@@ -102,52 +127,78 @@ class Pipeline:
         for mode, student in self.students.items():
             contract = student.manifest.thermal
             sizes: Sizes = (
-                rgb_size or student.manifest.camera_size,
+                rgb_size or student.manifest.camera_size if student.uses_rgb else None,
                 None if contract is None else thermal_size or contract.sensor_size,
             )
             total_s += self._warm_up(mode, sizes)
         return total_s
 
-    def prepare(self, rgb: Message, thermal: Message | None = None, pair_wait_ms: float = 0.0) -> Work:
-        """Decode a pair; without a thermal message, a frame for the visible-only student. Call it in frame order.
+    def student_of(self, mode: Mode) -> Student:
+        """Return the student that serves a mode. Raises KeyError where there is none."""
+        return self.students[_served_as(mode)]
 
-        pair_wait_ms: how long pairing took, passed on into the result.
+    def prepare(
+        self,
+        rgb: Message | None,
+        thermal: Message | None = None,
+        pair_wait_ms: float = 0.0,
+        mode: Mode | None = None,
+    ) -> Work:
+        """Decode a pair, or one image for the student of that camera alone. Call it in frame order.
+
+        pair_wait_ms: how long pairing took, passed on into the result. mode: None: the one of the cameras that are
+        given; LAST_THERMAL has to be said.
         The first frame of another size than the students were warmed up for is announced and warms them up again.
         Raises RejectedFrame where the messages cannot be used.
         """
         start = time.perf_counter()
-        mode = Mode.VISIBLE_ONLY if thermal is None else Mode.FUSED
-        if mode not in self.students:
+        mode = mode or _mode_of_cameras(rgb is not None, thermal is not None)
+        if _served_as(mode) not in self.students:
             raise RejectedFrame(f"there is no student for {mode.name}")
+        rgb_frame = thermal_frame = matrix = offset_ns = None
         try:
-            rgb_frame = Frame(to_rgb(rgb, self.settings.rgb_topic), stamp_ns(rgb), rgb.header.frame_id)
-            thermal_frame, matrix, offset_ns = None, None, None
+            if rgb is not None:
+                rgb_frame = Frame(to_rgb(rgb, self.settings.rgb_topic), stamp_ns(rgb), rgb.header.frame_id)
             if thermal is not None:
-                thermal_frame = Frame(self._thermal(thermal), stamp_ns(thermal), thermal.header.frame_id)
-                matrix = self._matrix(_size(rgb_frame), _size(thermal_frame))
+                image = self._thermal[_served_as(mode)](thermal)
+                thermal_frame = Frame(image, stamp_ns(thermal), thermal.header.frame_id)
+            if rgb_frame is not None and thermal_frame is not None:
+                matrix = self.registration.matrix(_size(rgb_frame), _size(thermal_frame))
                 offset_ns = thermal_frame.stamp_ns + self.settings.pairing.offset_ns - rgb_frame.stamp_ns
+        except NoCameraInfoYet as error:
+            raise NotReady(str(error)) from error
         except (ImageError, ValueError) as error:
             raise RejectedFrame(str(error)) from error
         decode_ms = 1e3 * (time.perf_counter() - start)
-        self._announce_sizes(mode, (_size(rgb_frame), None if thermal_frame is None else _size(thermal_frame)))
-        return Work(mode, rgb_frame, thermal_frame, matrix, offset_ns, StageTimes(decode_ms, pair_wait_ms))
+        self._announce_sizes(
+            _served_as(mode),
+            (
+                None if rgb_frame is None else _size(rgb_frame),
+                None if thermal_frame is None else _size(thermal_frame),
+            ),
+        )
+        work = Work(mode, rgb_frame, thermal_frame, matrix, offset_ns, StageTimes(decode_ms, pair_wait_ms))
+        if mode is Mode.FUSED:
+            self.latest_pair = work
+        return work
 
     def infer(self, work: Work) -> Perception:
         """Run the student. Stateless; may be called from several threads. Raises RejectedFrame."""
         start = time.perf_counter()
-        thermal = None if work.thermal is None else work.thermal.image
+        rgb, thermal = (None if frame is None else frame.image for frame in (work.rgb, work.thermal))
         try:
-            output = self.students[work.mode].run(work.rgb.image, thermal, work.rgb_to_thermal)
+            output = self.student_of(work.mode).run(rgb, thermal, work.rgb_to_thermal)
         except StudentError as error:
             raise RejectedFrame(str(error)) from error
         if output.detections is not None:
             output = StudentOutput(output.detections.above(self.settings.score_threshold), output.segmentation)
+        subject = work.subject
         return Perception(
-            stamp_ns=work.rgb.stamp_ns,
-            frame_id=work.rgb.frame_id,
+            stamp_ns=subject.stamp_ns,
+            frame_id=subject.frame_id,
             mode=work.mode,
-            size=_size(work.rgb),
-            rgb=work.rgb.image,
+            size=_size(subject),
+            rgb=np.asarray(cv2.cvtColor(subject.image, cv2.COLOR_GRAY2RGB), np.uint8) if rgb is None else rgb,
             output=output,
             pair_offset_ns=work.pair_offset_ns,
             times=replace(work.times, inference_ms=1e3 * (time.perf_counter() - start)),
@@ -174,11 +225,19 @@ class Pipeline:
             raise RejectedFrame(str(error)) from error
         logger.info("the student for %s is prepared after %.2f s", mode.name, seconds)
 
-    def _matrix(self, rgb_size: tuple[int, int], thermal_size: tuple[int, int]) -> Float32Array:
-        sizes = (rgb_size, thermal_size)
-        if sizes not in self._matrices:
-            self._matrices = {sizes: sampling_matrix(rgb_size, thermal_size, self.settings.homography)}
-        return self._matrices[sizes]
+
+def mode_of(student: Student) -> Mode:
+    """Return the mode that a student serves, by the cameras that it takes."""
+    return _mode_of_cameras(student.uses_rgb, student.uses_thermal)
+
+
+def _mode_of_cameras(rgb: bool, thermal: bool) -> Mode:
+    return next(mode for mode, cameras in _CAMERAS_OF.items() if cameras == (rgb, thermal))
+
+
+def _served_as(mode: Mode) -> Mode:
+    """Return the mode whose student serves this one."""
+    return Mode.FUSED if mode is Mode.LAST_THERMAL else mode
 
 
 def _as_trained(settings: ThermalSettings, contract: ThermalContract) -> ThermalSettings:
@@ -186,7 +245,7 @@ def _as_trained(settings: ThermalSettings, contract: ThermalContract) -> Thermal
     settings = replace(settings, percentiles=contract.percentiles, minimum_span_k=contract.minimum_span_k)
     if contract.range_k is None or settings.range is not None:
         return settings
-    if settings.encoding in ("centikelvin", "celsius", "kelvin"):
+    if settings.encoding in TEMPERATURES:
         return replace(settings, range=contract.range_k)
     raise ValueError(
         f"the student was trained on the fixed range {contract.range_k} K, which cannot be found in a thermal image of "
@@ -201,5 +260,5 @@ def _size(frame: Frame) -> tuple[int, int]:
 
 
 def _described(sizes: Sizes) -> str:
-    rgb, thermal = sizes
-    return f"RGB {rgb[0]}x{rgb[1]}" + (f", thermal {thermal[0]}x{thermal[1]}" if thermal else "")
+    names = zip(("RGB", "thermal"), sizes, strict=True)
+    return ", ".join(f"{name} {size[0]}x{size[1]}" for name, size in names if size is not None)

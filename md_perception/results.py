@@ -32,6 +32,8 @@ class Mode(IntEnum):
     """RGB alone, through a visible-only student."""
     THERMAL_ONLY = 3
     """Thermal alone, through a thermal-only student."""
+    LAST_THERMAL = 4
+    """RGB and the last good thermal image, older than any partner may be, through the fused student."""
 
 
 @dataclass(frozen=True)
@@ -115,8 +117,8 @@ class Perception:
     """The result for one frame, ready to be turned into messages.
 
     stamp_ns, frame_id: header of the image that the result belongs to (RGB; in THERMAL_ONLY thermal), untouched.
-    size: (width, height) of that image, px.
-    rgb: that image, uint8 (H, W, 3), for overlays (a view, not a copy).
+    size: (width, height) of that image, px: boxes and masks lie in its pixels.
+    rgb: that image, uint8 (H, W, 3), for overlays (a view, not a copy; the thermal image in grey).
     pair_offset_ns: thermal stamp minus RGB stamp, signed, after the constant offset; None without a pair.
     """
 

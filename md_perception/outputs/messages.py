@@ -32,6 +32,11 @@ class NodeStatus:
     unpaired_rgb: int = 0
     dropped: int = 0
     rejected: int = 0
+    faults: tuple[str, ...] = ()
+    received_thermal: int = 0
+    processed_thermal: int = 0
+    dropped_thermal: int = 0
+    rejected_thermal: int = 0
     decode_ms: float = 0.0
     pair_wait_ms: float = 0.0
     inference_ms: float = 0.0
@@ -111,6 +116,7 @@ class MessageBuilder:
         fields = {name: getattr(status, name) for name in status.__dataclass_fields__}
         header = self.header(fields.pop("stamp_ns"), fields.pop("frame_id"))
         fields["mode"] = int(status.mode)
+        fields["faults"] = list(status.faults)
         return self._make("md_perception/msg/PerceptionStatus", header=header, **fields)
 
     def _detection_list(self, perception: Perception, found: Detections, classes: Sequence[str]) -> list[Message]:

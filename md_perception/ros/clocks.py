@@ -32,8 +32,40 @@ class SimulatedClock:
             return now_ns + self._back_ns
 
 
+class Metronome:
+    """Says when something regular is due by the node's clock; while that stands still (paused, or missing), by ours."""
+
+    def __init__(self, period_s: float) -> None:
+        self._period_ns = round(period_s * 1e9)
+        self._last: tuple[int, int] | None = None
+        self._seen_ns: int | None = None
+        self._moved_ns = 0
+
+    def due(self, now_ns: int, steady_ns: int) -> bool:
+        """Return whether it is due now, a period after the first look or after it was due last.
+
+        now_ns: the node's clock. steady_ns: a steady one.
+        """
+        if now_ns != self._seen_ns:
+            self._seen_ns, self._moved_ns = now_ns, steady_ns
+        if self._last is None:
+            self._last = now_ns, steady_ns
+            return False
+        last_ns, last_steady_ns = self._last
+        passed = not 0 <= now_ns - last_ns < self._period_ns  # a clock that went back counts as well
+        if not passed and steady_ns - max(last_steady_ns, self._moved_ns) < self._period_ns:
+            return False
+        self._last = now_ns, steady_ns
+        return True
+
+    def stands_s(self, steady_ns: int) -> float:
+        """Return for how long the node's clock has stood still."""
+        return (steady_ns - self._moved_ns) / 1e9
+
+
 def arrival_clock(node: Node) -> tuple[Callable[[], int], float | None]:
     """Return the clock for the node's inputs, and how often it has to be polled (None: it runs steadily)."""
     if node.get_parameter("use_sim_time").value:
-        return SimulatedClock(lambda: int(node.get_clock().now().nanoseconds)), SIMULATED_POLL_S
+        clock = node.get_clock()  # and not the node, which has to be able to go before what reads its clock
+        return SimulatedClock(lambda: int(clock.now().nanoseconds)), SIMULATED_POLL_S
     return time.monotonic_ns, None

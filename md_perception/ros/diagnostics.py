@@ -3,12 +3,9 @@
 diagnostic_updater is not used: its tasks take the wall clock under use_sim_time, and it is not everywhere.
 """
 
-import math
-from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 
@@ -16,65 +13,28 @@ from md_perception.results import Mode
 from md_perception.ros.intake import Counters
 from md_perception.ros.qos import InputState
 from md_perception.ros.worker import Timings
+from md_perception.sensing.health import CameraReport, Fault
+from md_perception.sensing.misalignment import Misalignment
 
 PERIOD_S = 1.0
-
-_MEMORY_S = 5.0
-"""Rates are those of the last seconds."""
 
 _LOSS = 0.6
 """Below this share of the images that their stamps promise, the transport is suspected."""
 
+NO_CLOCK = (
+    "use_sim_time is true but nobody publishes /clock, so that the node's time stands still: play the bag with /clock "
+    "(`ros2 bag play --clock 100`, `md_bag play`), or start the node with use_sim_time false"
+)
+
 CPU_PROVIDER = "CPUExecutionProvider"
-
-
-class InputMonitor:
-    """Rate, size and losses of one camera, from what arrives; called on the executor's thread only."""
-
-    def __init__(self) -> None:
-        self._times: deque[tuple[int, int]] = deque(maxlen=256)  # arrival and stamp, ns
-        self.received = 0
-        self.description = ""
-        self.newest_stamp_ns: int | None = None
-
-    def note(self, arrival_ns: int, stamp_ns: int, description: str) -> None:
-        """Take note of an image. arrival_ns: steady clock. description: encoding and size."""
-        self.received += 1
-        self.description = description
-        self.newest_stamp_ns = stamp_ns
-        self._times.append((arrival_ns, stamp_ns))
-
-    def silent_s(self, now_ns: int) -> float:
-        """Return the time since the newest image arrived, s, infinite before the first."""
-        return (now_ns - self._times[-1][0]) / 1e9 if self._times else math.inf
-
-    def rate_hz(self, now_ns: int) -> float:
-        """Return images per second over the last seconds, 0 without any."""
-        arrivals = [arrival for arrival, _ in self._recent(now_ns)]
-        if len(arrivals) < 2 or arrivals[-1] == arrivals[0]:
-            return 0.0
-        return (len(arrivals) - 1) * 1e9 / (max(now_ns, arrivals[-1]) - arrivals[0])
-
-    def arrived_share(self, now_ns: int) -> float:
-        """Return the share of the camera's images that arrive, 0..1, judged from the gaps between their stamps.
-
-        A camera is regular: the short gaps are its period, and gaps of several periods are images that were lost.
-        """
-        stamps = np.array([stamp for _, stamp in self._recent(now_ns)], np.int64)
-        gaps = np.diff(stamps)
-        if len(gaps) < 10 or gaps.min() <= 0:
-            return 1.0
-        return float(min(1.0, np.percentile(gaps, 10) / gaps.mean()))
-
-    def _recent(self, now_ns: int) -> list[tuple[int, int]]:
-        return [times for times in self._times if now_ns - times[0] <= _MEMORY_S * 1e9]
 
 
 @dataclass(frozen=True)
 class StudentState:
     """A student in service, for diagnostics.
 
-    mode: that it serves. asked: providers of the parameters. provider: the one in use.
+    mode: that it serves. asked: providers of the parameters. provider: the one in use. loaded_on: the one that it was
+    loaded on. unavailable: why the preferred ones do not work here.
     """
 
     name: str
@@ -84,12 +44,14 @@ class StudentState:
     precision: str
     asked: tuple[str, ...]
     seen_real_images: bool
+    loaded_on: str = ""
+    unavailable: tuple[str, ...] = ()
 
 
-def input_status(camera: str, state: InputState, monitor: InputMonitor, now_ns: int, age_s: float) -> DiagnosticStatus:
-    """Return the status of one camera. now_ns: the clock of the monitor. age_s: of the newest stamp."""
+def input_status(camera: str, state: InputState, report: CameraReport, age_s: float) -> DiagnosticStatus:
+    """Return the status of one camera. age_s: of the newest stamp."""
     problems = []
-    rate, share = monitor.rate_hz(now_ns), monitor.arrived_share(now_ns)
+    rate, share = report.rate_hz, report.arrived_share
     if not state.publishers:
         problems.append(
             f"nobody publishes {state.topic}: start the camera driver, or remap {camera}/image_raw to its topic "
@@ -107,15 +69,22 @@ def input_status(camera: str, state: InputState, monitor: InputMonitor, now_ns: 
             f"only {share:.0%} of the images of {state.topic} arrive, judged by their stamps: start the camera driver "
             "with FASTRTPS_DEFAULT_PROFILES_FILE set to this package's config/fastdds.xml"
         )
+    problems += [
+        f"{state.topic}: {fault.value}: {text}"
+        for fault, text in report.faults.items()
+        if not (problems and fault in (Fault.SILENT, Fault.SLOW))  # the cause is told already
+    ]
     values = {
         "topic": state.topic,
         "publishers": state.publishers,
         "reliability": state.reliability,
         "offered reliability": ", ".join(state.offered),
-        "image": monitor.description,
+        "image": "" if report.form is None else str(report.form),
+        "frame id": "" if report.form is None else report.form.frame_id,
         "rate (Hz)": f"{rate:.1f}",
         "age (s)": f"{age_s:.3f}",
-        "received": monitor.received,
+        "received": report.received,
+        "faults": ", ".join(fault.value for fault in report.faults),
     }
     return _status(f"{camera} input", problems, f"{rate:.1f} Hz", values)
 
@@ -149,9 +118,14 @@ def inference_status(students: Sequence[StudentState], timings: Timings, rgb_rat
     values: dict[str, object] = {}
     for student in students:
         if student.provider == CPU_PROVIDER and student.asked[0].lower() not in ("auto", "cpu", CPU_PROVIDER.lower()):
+            reasons = "; ".join(student.unavailable) or "see the log for what that provider lacks"
             problems.append(
-                f"student {student.name} runs on the CPU though {student.asked[0]} was asked for: see the log for what "
-                "that provider lacks"
+                f"student {student.name} runs on the CPU though {student.asked[0]} was asked for: {reasons}"
+            )
+        elif student.loaded_on not in ("", student.provider):
+            problems.append(
+                f"student {student.name} was loaded on {student.loaded_on} and fell back to {student.provider} while "
+                "it ran: see the log and the memory of the GPU; cleanup and configure load it anew"
             )
         if not student.seen_real_images:
             problems.append(
@@ -162,6 +136,7 @@ def inference_status(students: Sequence[StudentState], timings: Timings, rgb_rat
         values[f"{student.mode.name} run id"] = student.run_id
         values[f"{student.mode.name} provider"] = student.provider
         values[f"{student.mode.name} precision"] = student.precision
+        values[f"{student.mode.name} unavailable"] = "; ".join(student.unavailable)
     period_ms = 1000 / rgb_rate_hz if rgb_rate_hz else float("inf")
     if timings.cycle.p50_ms > period_ms:  # not so while there is none: NaN
         problems.append(
@@ -176,15 +151,47 @@ def inference_status(students: Sequence[StudentState], timings: Timings, rgb_rat
 def mode_status(mode: Mode, reason: str, now: Counters, before: Counters) -> DiagnosticStatus:
     """Return the status of the operating mode and the counters.
 
-    reason: why it is STALE, with the cure. now, before: as in pairing_status.
+    reason: why it is STALE or less than it could be, with the cure, "" if it is not. now, before: as in pairing_status.
     """
-    problems = [reason] if mode == Mode.STALE else []
-    if now.rejected > before.rejected:
-        problems.append(
-            f"{now.rejected - before.rejected} RGB images could not be processed in the last second: the log says why"
-        )
+    problems = [reason] if reason else []
+    for camera, rejected in (
+        ("RGB", now.rejected - before.rejected),
+        ("thermal", now.thermal_rejected - before.thermal_rejected),
+    ):
+        if rejected > 0:
+            problems.append(f"{rejected} {camera} images could not be processed in the last second: the log says why")
     values = {"mode": mode.name, **{name: getattr(now, name) for name in _COUNTERS}}
     return _status("mode", problems, mode.name, values)
+
+
+def registration_status(source: str, warnings: Sequence[str], seen: Misalignment | None) -> DiagnosticStatus:
+    """Return the status of the registration. source: of the matrix. seen: what the monitor said last, None: nothing."""
+    problems = list(warnings)
+    values: dict[str, object] = {"source": source, "checks": 0 if seen is None else seen.checks}
+    summary = "not compared yet"
+    if seen is not None:
+        shift = f"{seen.shift_px[0]:+.1f}, {seen.shift_px[1]:+.1f}" if seen.known else ""
+        values |= {"thermal shift (px)": shift, "distinctness": f"{seen.distinctness:.1f}"}
+        summary = "in register" if seen.known else "the images show too few common edges to tell"
+        if seen.drifted:
+            problems.append(
+                f"thermal lies {seen.shift_px[0]:+.1f}, {seen.shift_px[1]:+.1f} px (right, down) off where the "
+                "registration expects it: see whether a camera has moved in its mount, and run md_calibrate again"
+            )
+    return _status("registration", problems, summary, values)
+
+
+def clock_status(publishers: int, stands_s: float) -> DiagnosticStatus:
+    """Return the status of /clock, for use_sim_time. publishers: of /clock. stands_s: since it last moved."""
+    problems = [] if publishers else [NO_CLOCK]
+    values = {"publishers of /clock": publishers, "stands still (s)": f"{stands_s:.1f}"}
+    return _status("clock", problems, "paused" if stands_s > 1.0 else "running", values)
+
+
+def failure_status(reason: str) -> DiagnosticStatus:
+    """Return the last status before ErrorProcessing."""
+    text = f"{reason}; the node is unconfigured now: mend the cause, then configure and activate it again"
+    return DiagnosticStatus(level=DiagnosticStatus.ERROR, name="mode", message=text)
 
 
 def diagnostic_array(stamp: Time, node_name: str, statuses: Iterable[DiagnosticStatus]) -> DiagnosticArray:
@@ -197,7 +204,19 @@ def diagnostic_array(stamp: Time, node_name: str, statuses: Iterable[DiagnosticS
     return message
 
 
-_COUNTERS = ("received", "processed", "dropped", "unpaired", "rejected", "waiting")
+_COUNTERS = (
+    "received",
+    "processed",
+    "dropped",
+    "unpaired",
+    "rejected",
+    "waiting",
+    "thermal_received",
+    "thermal_processed",
+    "thermal_dropped",
+    "thermal_rejected",
+    "thermal_waiting",
+)
 
 
 def _status(name: str, problems: list[str], summary: str, values: Mapping[str, object]) -> DiagnosticStatus:

@@ -1,8 +1,11 @@
-"""What the environment of a process that carries camera images needs; for the launch file and for the demo."""
+"""Files that come with the package, and what the environment of a process that carries camera images needs."""
 
 import os
 from collections.abc import Mapping
 from pathlib import Path
+
+DEMO_STUDENT = Path(__file__).parents[1] / "students" / "demo.onnx"
+"""What the node runs where no student is given."""
 
 
 def config_file(name: str) -> Path:

@@ -1,8 +1,9 @@
-"""What lies between the subscriptions and the worker: pairing, mode, the small queue of decided frames, the counting.
+"""What lies between the subscriptions and the worker: pairing, health, mode, the queue of decided frames, the counting.
 
 No ROS in here. Callbacks add undecoded messages, one worker takes; every RGB message that came in is at any time
 counted as exactly one of processed, dropped, unpaired, rejected, or it still waits:
 received = processed + dropped + unpaired + rejected + waiting.
+Thermal messages are counted likewise where they are processed by themselves, in THERMAL_ONLY.
 """
 
 import threading
@@ -12,8 +13,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from md_perception.results import Mode
-from md_perception.sensing.health import HealthSettings, ModeSelector
+from md_perception.results import Camera, Mode
+from md_perception.sensing.health import (
+    INSPECTION_PERIOD_S,
+    JUMP_S,
+    CameraReport,
+    Content,
+    HealthSettings,
+    ImageForm,
+    ModeSelector,
+)
 from md_perception.sensing.pairing import Paired, PairingCounters, PairingSettings, StampedMessage, Unpaired
 
 Decided = Paired[StampedMessage] | Unpaired[StampedMessage]
@@ -54,19 +63,31 @@ class Pairing(Protocol):
 
 @dataclass(frozen=True)
 class Job:
-    """A frame for the worker. thermal: None for the visible-only student. waited_ns: from arrival to its partner."""
+    """A frame for the worker, and the mode whose student takes it.
 
-    rgb: StampedMessage
+    rgb: None in THERMAL_ONLY. thermal: None in VISIBLE_ONLY. waited_ns: from arrival to its partner.
+    """
+
+    mode: Mode
+    rgb: StampedMessage | None
     thermal: StampedMessage | None
     waited_ns: int
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """An image for the worker to look at, whether it sees something and lives."""
+
+    camera: Camera
+    frame: StampedMessage
 
 
 @dataclass(frozen=True)
 class Counters:
     """What became of the RGB frames since activation, and how pairing went.
 
-    unpaired: without a partner and without a student that could take them alone. alone: without a partner, whatever
-    became of them then.
+    unpaired: without a usable partner and without a student that could take them alone. alone: without a partner,
+    whatever became of them then. thermal_processed and below: of the thermal frames, in THERMAL_ONLY.
     """
 
     received: int = 0
@@ -80,10 +101,15 @@ class Counters:
     thermal_received: int = 0
     late: int = 0
     time_jumps: int = 0
+    thermal_processed: int = 0
+    thermal_dropped: int = 0
+    thermal_rejected: int = 0
+    thermal_waiting: int = 0
 
 
 class Intake:
-    """Thread-safe: callbacks call `add_*`; one worker calls `take` and then `processed` or `rejected` for what it got.
+    """Thread-safe: callbacks call `add_*`; one worker calls `take`, and then `processed` or `rejected` for the job that
+    it got, `inspected` for the inspection.
 
     pairing: the policy. selector: decides the mode. depth: decided frames that are held for the worker.
     clock_ns: never goes back; the arrival stamps of the messages are of this clock. poll_s: None where clock_ns runs
@@ -106,36 +132,50 @@ class Intake:
         self._poll_s = poll_s
         self._changed = threading.Condition()
         self._queue: deque[Job] = deque()
+        # RGB frames that are with the pairing and not yet with the worker, by identity: what has one student alone
+        # does not wait for a partner, but goes through the pairing to see whether there are pairs again.
+        self._undecided: dict[int, StampedMessage] = {}
+        self._sent_ns: int | None = None  # stamp of the last RGB frame that went to the worker
+        self._to_inspect: dict[Camera, StampedMessage] = {}
+        self._inspected_ns: dict[Camera, int] = {}
+        self._kept: StampedMessage | None = None  # the last good thermal frame of FUSED
         self._arrivals: deque[int] = deque(maxlen=_ARRIVALS)
         self._counters = Counters()
-        self._in_work = 0
+        self._in_work: Job | None = None
         self._taken_ns: int | None = None
         self._closed = False
 
-    def add_rgb(self, frame: StampedMessage) -> None:
-        """Take in an RGB message and wake the worker."""
+    def add_rgb(self, frame: StampedMessage, form: ImageForm | None = None, age_s: float = 0.0) -> None:
+        """Take in an RGB message and wake the worker.
+
+        form: of the message; None: its picture is not to be inspected. age_s: the node's clock minus its stamp.
+        """
         with self._changed:
             if self._closed:
                 return
             self._arrivals.append(frame.arrival_ns)
-            self._selector.rgb_arrived(frame.arrival_ns)
+            self._note("rgb", frame, form, age_s)
+            self._undecided[id(frame)] = frame
             self._pairing.add_rgb(frame, frame.arrival_ns)
             self._decide()
             self._changed.notify_all()  # even if the frame only waits: the worker has a deadline to sleep to now
 
-    def add_thermal(self, frame: StampedMessage) -> None:
-        """Take in a thermal message and wake the worker."""
+    def add_thermal(self, frame: StampedMessage, form: ImageForm | None = None, age_s: float = 0.0) -> None:
+        """Take in a thermal message, as add_rgb does."""
         with self._changed:
             if self._closed:
                 return
-            self._selector.thermal_arrived(frame.arrival_ns)
+            self._note("thermal", frame, form, age_s)
             self._pairing.add_thermal(frame, frame.arrival_ns)
             self._decide()
+            if self._selector.mode(self._clock_ns()) is Mode.THERMAL_ONLY:
+                self._push(Job(Mode.THERMAL_ONLY, None, frame, 0))
             self._changed.notify_all()
 
-    def take(self, *, wait: bool = True) -> Job | None:
+    def take(self, *, wait: bool = True) -> Job | Inspection | None:
         """Return the next frame to process, None when closed (or, without waiting, when there is none).
 
+        Before that, now and then, an image to inspect, whatever becomes of its frame.
         While the worker keeps up with the camera (its last cycle took less than an RGB period) that is the oldest of
         the queue, so that a short hiccup loses nothing; otherwise the newest, and the others are dropped.
         """
@@ -143,6 +183,8 @@ class Intake:
         with self._changed:
             while not self._closed:
                 self._decide()
+                if (inspection := self._due_inspection()) is not None:
+                    return inspection
                 if self._queue:
                     return self._next(cycle_ns)
                 if not wait:
@@ -158,6 +200,16 @@ class Intake:
         """Count the frame in work as rejected: it could not be decoded or processed."""
         self._end("rejected")
 
+    def inspected(self, inspection: Inspection, content: Content) -> None:
+        """Note what an inspection found."""
+        frame = inspection.frame
+        with self._changed:
+            good = self._selector.camera(inspection.camera).inspected(content, frame.arrival_ns)
+            mode = self._selector.mode(self._clock_ns())
+            if good and inspection.camera == "thermal" and mode is Mode.FUSED:
+                self._kept = frame
+                self._selector.thermal_kept(frame.arrival_ns)
+
     def change(self, pairing: PairingSettings, health: HealthSettings) -> None:
         """Pair and select the mode by other settings from now on."""
         with self._changed:
@@ -170,14 +222,36 @@ class Intake:
         with self._changed:
             self._closed = True
             self._drop(len(self._queue))
-            for _ in self._pairing.flush(self._clock_ns()):
+            self._pairing.flush(self._clock_ns())
+            for _ in self._undecided:
                 self._count("dropped")
+            self._undecided.clear()
             self._changed.notify_all()
 
     def mode(self) -> Mode:
         """Return the operating mode now."""
         with self._changed:
             return self._selector.mode(self._clock_ns())
+
+    def report(self, camera: Camera) -> CameraReport:
+        """Return what is known of a camera now."""
+        with self._changed:
+            return self._selector.camera(camera).report(self._clock_ns())
+
+    def faults(self) -> tuple[str, ...]:
+        """Return what is wrong with the cameras that are in use, as "camera: fault"."""
+        with self._changed:
+            now_ns = self._clock_ns()
+            return tuple(
+                f"{camera}: {fault.value}"
+                for camera in self._selector.cameras_in_use
+                for fault in self._selector.camera(camera).faults(now_ns)
+            )
+
+    def newest_stamp_ns(self, camera: Camera) -> int | None:
+        """Return the newest stamp of a camera, None before its first image."""
+        with self._changed:
+            return self._selector.camera(camera).newest_stamp_ns
 
     def thermal_period_ns(self) -> int | None:
         """Return the distance of thermal stamps, None while it is unknown."""
@@ -191,7 +265,8 @@ class Intake:
             return replace(
                 self._counters,
                 received=pairing.rgb_received,
-                waiting=self._pairing.waiting + len(self._queue) + self._in_work,
+                waiting=len(self._undecided) + sum(job.rgb is not None for job in self._at_work()),
+                thermal_waiting=sum(job.rgb is None for job in self._at_work()),
                 paired=pairing.paired,
                 alone=pairing.unpaired,
                 thermal_received=pairing.thermal_received,
@@ -199,22 +274,61 @@ class Intake:
                 time_jumps=pairing.time_jumps,
             )
 
+    def _note(self, camera: Camera, frame: StampedMessage, form: ImageForm | None, age_s: float) -> None:
+        self._selector.camera(camera).arrived(frame.arrival_ns, frame.stamp_ns, form, age_s)
+        if form is not None:
+            self._to_inspect[camera] = frame
+
+    def _due_inspection(self) -> Inspection | None:
+        for camera, frame in self._to_inspect.items():
+            last_ns = self._inspected_ns.get(camera)
+            if last_ns is None or frame.arrival_ns - last_ns >= INSPECTION_PERIOD_S * 1e9:
+                self._inspected_ns[camera] = frame.arrival_ns
+                del self._to_inspect[camera]
+                return Inspection(camera, frame)
+        return None
+
     def _decide(self) -> None:
         """Move decided frames into the queue, for the student of the mode that holds at that moment."""
         now_ns = self._clock_ns()
         for decided in self._pairing.take(now_ns):
-            paired = isinstance(decided, Paired)
-            self._selector.pivot_decided(paired, now_ns)
+            self._selector.pivot_decided(isinstance(decided, Paired), now_ns)
             mode = self._selector.mode(now_ns)
+            if self._undecided.pop(id(decided.rgb), None) is None:
+                continue  # the worker has it already
             if isinstance(decided, Unpaired) and decided.reason == "late":
                 self._count("unpaired")  # overtaken: a newer frame went out already
-            elif mode is Mode.VISIBLE_ONLY:
-                self._queue.append(Job(decided.rgb, None, decided.waited_ns))
+            elif mode in (Mode.VISIBLE_ONLY, Mode.LAST_THERMAL):
+                self._push(self._alone(mode, decided.rgb, decided.waited_ns))
             elif isinstance(decided, Paired) and mode is Mode.FUSED:
-                self._queue.append(Job(decided.rgb, decided.thermal, decided.waited_ns))
+                self._push(Job(mode, decided.rgb, decided.thermal, decided.waited_ns))
             else:
                 self._count("unpaired")
+        mode = self._selector.mode(now_ns)
+        if mode in (Mode.VISIBLE_ONLY, Mode.LAST_THERMAL):  # nobody there to wait for
+            for frame in self._undecided.values():
+                if self._is_overtaken(frame):
+                    self._count("unpaired")
+                else:
+                    self._push(self._alone(mode, frame, now_ns - frame.arrival_ns))
+            self._undecided.clear()
+
+    def _alone(self, mode: Mode, rgb: StampedMessage, waited_ns: int) -> Job:
+        return Job(mode, rgb, self._kept if mode is Mode.LAST_THERMAL else None, waited_ns)
+
+    def _is_overtaken(self, frame: StampedMessage) -> bool:
+        """Return whether a newer frame went to the worker already; not so after a jump of time."""
+        return self._sent_ns is not None and 0 < self._sent_ns - frame.stamp_ns <= JUMP_S * 1e9
+
+    def _push(self, job: Job) -> None:
+        if job.rgb is not None:
+            self._sent_ns = job.rgb.stamp_ns
+        self._queue.append(job)
         self._drop(len(self._queue) - self._depth)
+
+    def _at_work(self) -> list[Job]:
+        """Return the frames that are with the worker or wait for it."""
+        return [*self._queue, *([self._in_work] if self._in_work else [])]
 
     def _until_deadline_s(self) -> float | None:
         """Return how long nothing can change by itself, at most; None: for ever."""
@@ -229,9 +343,9 @@ class Intake:
         keeps_up = cycle_ns is None or period_ns is None or cycle_ns < period_ns
         if not keeps_up:
             self._drop(len(self._queue) - 1)
-        self._in_work = 1
+        self._in_work = self._queue.popleft()
         self._taken_ns = self._clock_ns()
-        return self._queue.popleft()
+        return self._in_work
 
     def _rgb_period_ns(self) -> float | None:
         if len(self._arrivals) < 2:
@@ -241,15 +355,17 @@ class Intake:
     def _drop(self, number: int) -> None:
         """Drop the oldest frames of the queue."""
         for _ in range(number):
-            self._queue.popleft()
-            self._count("dropped")
+            self._count("dropped", self._queue.popleft())
 
     def _end(self, name: str) -> None:
         with self._changed:
-            if not self._in_work:
+            if self._in_work is None:
                 raise RuntimeError(f"no frame is in work that could be counted as {name}")
-            self._in_work = 0
-            self._count(name)
+            self._count(name, self._in_work)
+            self._in_work = None
 
-    def _count(self, name: str) -> None:
+    def _count(self, name: str, job: Job | None = None) -> None:
+        """Count an end, of an RGB frame or of the job."""
+        if job is not None and job.rgb is None:
+            name = f"thermal_{name}"
         self._counters = replace(self._counters, **{name: getattr(self._counters, name) + 1})

@@ -1,6 +1,8 @@
 """The lifecycle node: it wires topics, parameters and timers to the rooms that do the work."""
 
 import contextlib
+import gc
+import json
 import logging
 import math
 import os
@@ -10,10 +12,12 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, wait
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
@@ -26,28 +30,34 @@ from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from rclpy.signals import SignalHandlerOptions
-from sensor_msgs.msg import CompressedImage, Image
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from md_perception.inference.manifest import ManifestError
 from md_perception.inference.session import Student, StudentError
-from md_perception.pipeline import Pipeline
+from md_perception.pipeline import Pipeline, mode_of
 from md_perception.results import Camera, Mode
 from md_perception.ros import diagnostics, parameters, qos
-from md_perception.ros.clocks import arrival_clock
+from md_perception.ros.alignment_watch import AlignmentWatch
+from md_perception.ros.clocks import Metronome, arrival_clock
+from md_perception.ros.environment import DEMO_STUDENT
 from md_perception.ros.intake import Counters, Intake, Pairing
 from md_perception.ros.parameters import ParameterError, Parameters
 from md_perception.ros.publishers import Publishers
 from md_perception.ros.synchronisers import SynchronizerPairing
-from md_perception.ros.worker import Ages, Worker
-from md_perception.sensing.health import ModeSelector
-from md_perception.sensing.images import is_compressed, stamp_ns
+from md_perception.ros.worker import WORKER_THREAD, Ages, Worker
+from md_perception.sensing.health import Fault, ImageForm, ModeSelector
+from md_perception.sensing.images import stamp_ns
 from md_perception.sensing.pairing import NearestPairing, PairingSettings, StampedMessage
+from md_perception.sensing.registration import Registration
+
+T = TypeVar("T")
 
 NODE_NAME = "md_perception"
-DEMO_STUDENT = Path(__file__).parents[1] / "students" / "demo.onnx"
+TICK_S = 0.05
+"""How often the mode is looked at, and whether something regular is due."""
 
 IDLE_PERIOD_S = 0.25
-"""Period of the status in STALE, and of the look at the mode."""
+"""Period of the status in STALE."""
 
 QOS_PERIOD_S = 1.0
 """How often the publishers of the camera topics are looked at."""
@@ -57,6 +67,18 @@ LOG_PERIOD_S = 5.0
 
 REMINDER_S = 600.0
 """The warning that the student never saw a real image comes again after so long."""
+
+CLOCK_PATIENCE_S = 3.0
+"""A simulated clock that does not move for so long, and that nobody publishes, is warned of."""
+
+_ENDING_POLL_S = 0.02
+"""How often a configure in progress looks whether the process is to end."""
+
+CALLBACK_FAILURES = 100
+"""Callbacks that fail one after the other before the executor is given up."""
+
+
+LOADER_THREAD = "md_perception loader"
 
 
 class ConfigurationError(Exception):
@@ -87,9 +109,17 @@ class PerceptionNode(LifecycleNode):
         self._cameras: dict[Camera, _CameraInput] = {}
         self._intake: Intake | None = None
         self._worker: Worker | None = None
-        self._timers_of_activity: list[Any] = []
+        self._watch: AlignmentWatch | None = None
+        self._camera_infos: list[Any] = []
+        self._tick: Any = None
+        self._metronomes: dict[str, Metronome] = {}
         self._mode = Mode.STALE
         self._diagnosed = Counters()
+        self._failure = ""
+        self._ending = threading.Event()
+        self._loaded_on: dict[Mode, str] = {}
+        self.on_failure: Callable[[], None] = lambda: None
+        """Called after ErrorProcessing, on the executor's thread."""
 
     # Lifecycle. rclpy swallows exceptions of these callbacks, so each ends in a return value and a reason in the log.
 
@@ -119,8 +149,10 @@ class PerceptionNode(LifecycleNode):
         return result
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Unsubscribe and end the worker; the last status has the final counters."""
+        """Unsubscribe and end the worker; the last status has the final counters. A failure ends in ErrorProcessing."""
         self._deactivate()
+        if self._failure:
+            return TransitionCallbackReturn.ERROR
         return super().on_deactivate(state)
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -138,6 +170,7 @@ class PerceptionNode(LifecycleNode):
         """Release everything; the node is unconfigured then."""
         self._deactivate()
         self._unconfigure()
+        self._failure = ""
         return super().on_error(state)
 
     def destroy_node(self) -> None:
@@ -145,6 +178,10 @@ class PerceptionNode(LifecycleNode):
         self._deactivate()
         self._unconfigure()
         super().destroy_node()
+
+    def end_configure(self) -> None:
+        """End a configure in progress, at once. May be called from another thread."""
+        self._ending.set()
 
     def _survive_impossible_transitions(self) -> None:
         """Answer a request for a transition that the state does not allow with `success: false`, as rclcpp does.
@@ -168,39 +205,59 @@ class PerceptionNode(LifecycleNode):
         logging.getLogger("md_perception").addHandler(self._log_handler)
         logging.getLogger("md_perception").setLevel(logging.INFO)
         self._values = parameters.read(self)
+        self._warn_of_values(self._values)
         self._make_pairing(self._values.pairing_settings())  # a policy that cannot be had is said here
         students = self._load_students(self._values)
         settings = self._values.pipeline_settings(
-            *(self.resolve_topic_name(f"{camera}/image_raw") for camera in ("rgb", "thermal"))
+            *(self.resolve_topic_name(self._values.image_topic(camera)) for camera in _CAMERAS)
         )
         self._pipeline = Pipeline(students, settings)
         self.get_logger().info("warming up")
-        seconds = self._pipeline.warm_up(self._values.rgb_size, self._values.thermal_size)
-        self.get_logger().info(f"warm after {seconds:.2f} s")
+        warm_up = partial(self._pipeline.warm_up, self._values.rgb_size, self._values.thermal_size)
+        self.get_logger().info(f"warm after {self._unless_ending(warm_up):.2f} s")
         try:
             self._outputs = Publishers(self, *_classes(students))
         except RuntimeError as error:  # rclpy's, for a QoS override that is none
             raise ConfigurationError(str(error)) from None
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", qos.DIAGNOSTICS)
 
+    def _unless_ending(self, work: Callable[[], T]) -> T:
+        """Do what may take minutes inside ONNX Runtime on a thread that is left behind when the process is to end."""
+        future: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(work())
+            except BaseException as error:
+                future.set_exception(error)
+
+        threading.Thread(target=run, name=LOADER_THREAD, daemon=True).start()
+        while not wait([future], timeout=_ENDING_POLL_S).done:
+            if self._ending.is_set():
+                raise ConfigurationError("the node is asked to end")
+        return future.result()
+
     def _load_students(self, wanted: Parameters) -> dict[Mode, Student]:
         students: dict[Mode, Student] = {}
         for parameter, file in (
             ("student.file", wanted.student_file or str(DEMO_STUDENT)),
             ("student.visible_file", wanted.student_visible_file),
+            ("student.thermal_file", wanted.student_thermal_file),
         ):
             if not file:
                 continue
             start = time.monotonic()
             self.get_logger().info(f"loading student {file}")
-            student = Student.load(Path(file).expanduser(), wanted.session_settings())
-            mode = Mode.FUSED if student.uses_thermal else Mode.VISIBLE_ONLY
-            if mode in students or (parameter == "student.visible_file" and mode is Mode.FUSED):
+            path, settings = Path(file).expanduser(), wanted.session_settings()
+            student = self._unless_ending(partial(Student.load, path, settings))
+            mode = mode_of(student)
+            if mode in students or mode is not _MODE_OF_FILE.get(parameter, mode):
                 raise ConfigurationError(
                     f"{parameter} {file} is a student for {mode.name}: student.visible_file is for a student of RGB "
-                    "alone, beside one in student.file that takes thermal"
+                    "alone, student.thermal_file for one of thermal alone, beside one in student.file that takes more"
                 )
             students[mode] = student
+            self._loaded_on[mode] = student.provider
             self.get_logger().info(
                 f"student {student.manifest.name} ({mode.name}, {' and '.join(student.manifest.tasks)}) on "
                 f"{student.provider}, {student.precision}, after {time.monotonic() - start:.2f} s"
@@ -221,10 +278,10 @@ class PerceptionNode(LifecycleNode):
             clock_ns=clock_ns,
             poll_s=poll_s,
         )
-        self._cameras = {
-            "rgb": _CameraInput(self, "rgb", self._values, self._intake.add_rgb, clock_ns),
-        }
-        if Mode.FUSED in self._pipeline.students:
+        students = self._pipeline.students.values()
+        if any(student.uses_rgb for student in students):
+            self._cameras["rgb"] = _CameraInput(self, "rgb", self._values, self._intake.add_rgb, clock_ns)
+        if any(student.uses_thermal for student in students):
             self._cameras["thermal"] = _CameraInput(self, "thermal", self._values, self._intake.add_thermal, clock_ns)
         self._worker = Worker(
             self._intake,
@@ -234,23 +291,48 @@ class PerceptionNode(LifecycleNode):
             ages=self._ages,
             warn=lambda text: self.get_logger().warning(text, throttle_duration_sec=LOG_PERIOD_S),
             error=lambda text: self.get_logger().error(text, throttle_duration_sec=LOG_PERIOD_S),
+            failures_in_a_row=self._values.health_failures_in_a_row,
         )
         self._mode = Mode.STALE
         self._diagnosed = Counters()
+        self._follow_registration(self._pipeline, self._values)
         self._worker.start()
-        # Steady timers: they go on while a simulated clock stands still.
-        for period_s, callback in (
-            (IDLE_PERIOD_S, self._on_idle_timer),
-            (QOS_PERIOD_S, self._on_qos_timer),
-            (diagnostics.PERIOD_S, self._on_diagnostics_timer),
-            (REMINDER_S, lambda: self._warn_of_unreal(self._students)),
-        ):
-            self._timers_of_activity.append(self.create_timer(period_s, callback, clock=self._steady))
+        self._metronomes = {
+            "status": Metronome(IDLE_PERIOD_S),
+            "diagnostics": Metronome(diagnostics.PERIOD_S),
+            "qos": Metronome(QOS_PERIOD_S),
+            "reminder": Metronome(REMINDER_S),
+        }
+        # A steady timer: it goes on while a simulated clock stands still.
+        self._tick = self.create_timer(TICK_S, self._on_tick, clock=self._steady)
+
+    def _follow_registration(self, pipeline: Pipeline, wanted: Parameters) -> None:
+        """Listen to camera_info where the registration comes from there, and watch for cameras that move."""
+        if Mode.FUSED not in pipeline.students:
+            return
+        if pipeline.registration.uses_camera_info:
+            for camera in _CAMERAS:
+                topic = self.resolve_topic_name(f"{camera}/camera_info")
+                note = partial(_note_camera_info, pipeline.registration, camera, topic)
+                self._camera_infos.append(
+                    self.create_subscription(CameraInfo, f"{camera}/camera_info", note, qos.CAMERA_INFO)
+                )
+        if wanted.registration_monitor_period_s > 0:
+            self._watch = AlignmentWatch(
+                lambda: pipeline.latest_pair, wanted.misalignment_settings(), wanted.registration_monitor_period_s
+            )
+            self._watch.start()
 
     def _deactivate(self) -> None:
-        for timer in self._timers_of_activity:
-            self.destroy_timer(timer)
-        self._timers_of_activity.clear()
+        if self._watch is not None:
+            self._watch.stop()
+            self._watch = None
+        for subscription in self._camera_infos:
+            self.destroy_subscription(subscription)
+        self._camera_infos.clear()
+        if self._tick is not None:
+            self.destroy_timer(self._tick)
+            self._tick = None
         for camera in self._cameras.values():
             camera.subscription.destroy()
         if self._worker is not None and self._intake is not None and self._outputs is not None:
@@ -258,10 +340,12 @@ class PerceptionNode(LifecycleNode):
                 self.get_logger().error("the frame in work did not end in time; it is left behind")
             if self.context.ok():
                 self._outputs.publish_status(self._worker.idle_status(Mode.STALE))
+            self._worker.let_go()
             counters = self._intake.counters()
             self.get_logger().info(
                 f"{counters.received} RGB images: {counters.processed} processed, {counters.dropped} dropped, "
-                f"{counters.unpaired} unpaired, {counters.rejected} rejected"
+                f"{counters.unpaired} unpaired, {counters.rejected} rejected; {counters.thermal_received} thermal "
+                f"images: {counters.thermal_processed} processed by themselves"
             )
         self._worker = self._intake = None
         self._cameras = {}
@@ -276,40 +360,91 @@ class PerceptionNode(LifecycleNode):
 
     # Timers and parameters
 
-    def _on_idle_timer(self) -> None:
-        """Log a change of the mode, once; say in STALE that nothing else comes."""
+    def _on_tick(self) -> None:
+        """Look at the mode and at the worker; do what is due."""
         if self._worker is None or self._intake is None or self._outputs is None:
             return
+        if self._worker.failure:
+            self._fail(self._worker.failure)
+            return
+        now_ns, steady_ns = self._now_ns(), time.monotonic_ns()
         mode = self._mode_now(self._intake, self._worker)
         if mode is not self._mode:
-            self.get_logger().info(f"mode {self._mode.name} -> {mode.name}{self._why_stale(mode, ': ')}")
+            self._log_mode_change(self._intake, mode, now_ns)
             self._mode = mode
-        if mode is Mode.STALE:
+        if self._metronomes["status"].due(now_ns, steady_ns) and mode is Mode.STALE:
             self._outputs.publish_status(self._worker.idle_status(mode))
+        # Steady: publishers come and go in our time.
+        if self._metronomes["qos"].due(steady_ns, steady_ns):
+            for camera in self._cameras.values():
+                camera.subscription.update()
+        if self._metronomes["reminder"].due(steady_ns, steady_ns):
+            self._warn_of_unreal(self._students)
+        if self._metronomes["diagnostics"].due(now_ns, steady_ns):
+            self._diagnose(self._intake, self._worker, mode, self._metronomes["diagnostics"].stands_s(steady_ns))
 
-    def _on_qos_timer(self) -> None:
-        for camera in self._cameras.values():
-            camera.subscription.update()
+    def _log_mode_change(self, intake: Intake, mode: Mode, now_ns: int) -> None:
+        """Log one line of JSON: for people, and for what reads logs."""
+        reason = self._why(mode)
+        entry = {
+            "event": "mode",
+            "from": self._mode.name,
+            "to": mode.name,
+            "message": f"mode {self._mode.name} -> {mode.name}" + (f": {reason}" if reason else ""),
+            "time": now_ns / 1e9,
+            "faults": intake.faults(),
+            "counters": vars(intake.counters()),
+        }
+        self.get_logger().info(json.dumps(entry, ensure_ascii=False))
 
-    def _on_diagnostics_timer(self) -> None:
-        if self._worker is None or self._intake is None or self._values is None:
-            return
-        ages, counters, mode = self._ages(), self._intake.counters(), self._mode_now(self._intake, self._worker)
+    def _fail(self, reason: str) -> None:
+        """Go through ErrorProcessing to the unconfigured state."""
+        self._failure = reason
+        self.get_logger().error(
+            f"failed, and unconfigured now: {reason}; mend the cause, then configure and activate again"
+        )
+        self._publish_diagnostics([diagnostics.failure_status(reason)])
+        self.trigger_deactivate()
+        self.on_failure()
+
+    def _diagnose(self, intake: Intake, worker: Worker, mode: Mode, clock_stands_s: float) -> None:
+        assert self._values is not None
+        ages, counters = self._ages(), intake.counters()
+        reports = {name: intake.report(name) for name in self._cameras}
         statuses = [
-            camera.diagnose(ages.rgb_s if name == "rgb" else ages.thermal_s) for name, camera in self._cameras.items()
+            diagnostics.input_status(
+                name, camera.subscription.state(), reports[name], ages.rgb_s if name == "rgb" else ages.thermal_s
+            )
+            for name, camera in self._cameras.items()
         ]
         statuses += [
             diagnostics.pairing_status(
-                self._values.pairing_policy, counters, self._diagnosed, self._intake.thermal_period_ns()
+                self._values.pairing_policy, counters, self._diagnosed, intake.thermal_period_ns()
             ),
             diagnostics.inference_status(
                 [self._student_state(mode, student) for mode, student in self._students.items()],
-                self._worker.timings(),
-                self._cameras["rgb"].rate_hz(),
+                worker.timings(),
+                next(iter(reports.values())).rate_hz,  # that of RGB, where there is RGB
             ),
-            diagnostics.mode_status(mode, self._why_stale(mode), counters, self._diagnosed),
+            diagnostics.mode_status(mode, self._why(mode), counters, self._diagnosed),
         ]
+        if self._pipeline is not None and Mode.FUSED in self._pipeline.students:
+            statuses.append(
+                diagnostics.registration_status(
+                    self._values.registration_source,
+                    self._pipeline.registration.warnings(),
+                    None if self._watch is None else self._watch.state(),
+                )
+            )
+        if self.get_parameter("use_sim_time").value:
+            publishers = self.count_publishers("/clock")
+            statuses.append(diagnostics.clock_status(publishers, clock_stands_s))
+            if not publishers and clock_stands_s > CLOCK_PATIENCE_S:
+                self.get_logger().warning(diagnostics.NO_CLOCK, throttle_duration_sec=10 * LOG_PERIOD_S)
         self._diagnosed = counters
+        self._publish_diagnostics(statuses)
+
+    def _publish_diagnostics(self, statuses: list[DiagnosticStatus]) -> None:
         stamp = self.get_clock().now().to_msg()
         self._diagnostics.publish(
             diagnostics.diagnostic_array(stamp, self.get_fully_qualified_name().lstrip("/"), statuses)
@@ -326,6 +461,7 @@ class PerceptionNode(LifecycleNode):
         if now == before:
             return  # the QoS overrides of a topic, which are declared when it is made
         self._values = now
+        self._warn_of_values(now)
         self._pipeline.settings = replace(
             self._pipeline.settings, pairing=now.pairing_settings(), score_threshold=now.score_threshold
         )
@@ -344,8 +480,9 @@ class PerceptionNode(LifecycleNode):
         return int(self.get_clock().now().nanoseconds)
 
     def _ages(self) -> Ages:
-        now_ns = self._now_ns()
-        return Ages(*(self._cameras[name].age_s(now_ns) if name in self._cameras else math.nan for name in _CAMERAS))
+        now_ns, intake = self._now_ns(), self._intake
+        stamps = [None if intake is None else intake.newest_stamp_ns(camera) for camera in _CAMERAS]
+        return Ages(*(math.nan if stamp is None else (now_ns - stamp) / 1e9 for stamp in stamps))
 
     def _pairing_settings(self, values: Parameters) -> PairingSettings:
         settings = values.pairing_settings()
@@ -372,7 +509,13 @@ class PerceptionNode(LifecycleNode):
             precision=student.precision,
             asked=tuple(self._values.student_providers),
             seen_real_images=student.manifest.seen_real_images,
+            loaded_on=self._loaded_on[mode],
+            unavailable=student.unavailable,
         )
+
+    def _warn_of_values(self, values: Parameters) -> None:
+        for text in values.warnings():
+            self.get_logger().warning(text)
 
     def _warn_of_unreal(self, students: Mapping[Mode, Student]) -> None:
         for student in students.values():
@@ -387,42 +530,56 @@ class PerceptionNode(LifecycleNode):
         """Return the operating mode: that of the cameras, STALE where they deliver but every frame is rejected."""
         return Mode.STALE if worker.only_rejects else intake.mode()
 
-    def _why_stale(self, mode: Mode, separator: str = "") -> str:
-        """Say what is missing in STALE, and what to do."""
-        if mode is not Mode.STALE or not self._cameras or self._values is None:
+    def _why(self, mode: Mode) -> str:
+        """Say why it is STALE, or less than the students allow, and what to do; "" where nothing is missing."""
+        if self._values is None or self._intake is None or mode in (Mode.FUSED, *self._only_mode()):
             return ""
         timeout_s = self._values.health_timeout_s
-        silent = [camera.topic for camera in self._cameras.values() if camera.silent_s() > timeout_s]
+        reports = {camera.topic: self._intake.report(name) for name, camera in self._cameras.items()}
+        silent = [topic for topic, report in reports.items() if report.silent_s > timeout_s]
         if silent:
-            return f"{separator}no images on {' and '.join(silent)}: start the driver, or remap the topic"
-        if self._worker is not None and self._worker.only_rejects:
-            return f"{separator}every RGB image is rejected: the warnings in the log say why"
-        return f"{separator}no RGB image finds a thermal partner: see the clocks of the cameras, and pairing.offset_s"
+            return f"no images on {' and '.join(silent)}: start the driver, or remap the topic"
+        rejects = self._worker is not None and self._worker.only_rejects
+        reasons = ["every image is rejected: the warnings in the log say why"] if rejects else []
+        reasons += [
+            f"{topic}: {fault.value}: {report.faults[fault]}"
+            for topic, report in reports.items()
+            for fault in (Fault.FROZEN, Fault.DARK, Fault.SATURATED, Fault.UNREADABLE)
+            if fault in report.faults
+        ]
+        return "; ".join(reasons) or (
+            "no RGB image finds a thermal partner: see the clocks of the cameras, and pairing.offset_s"
+        )
+
+    def _only_mode(self) -> tuple[Mode, ...]:
+        """Return the mode of the only student, which is all that can be."""
+        modes = tuple(self._students)
+        return modes if len(modes) == 1 else ()
 
 
 _CAMERAS: tuple[Camera, ...] = ("rgb", "thermal")
+_MODE_OF_FILE = {"student.visible_file": Mode.VISIBLE_ONLY, "student.thermal_file": Mode.THERMAL_ONLY}
 
 
 class _CameraInput:
-    """One camera: its subscription, and what diagnostics want to know. On the executor's thread, but for age_s."""
+    """The subscription of one camera, which passes on what comes; on the executor's thread."""
 
     def __init__(
         self,
         node: PerceptionNode,
         camera: Camera,
         wanted: Parameters,
-        add: Callable[[StampedMessage], None],
+        add: Callable[[StampedMessage, ImageForm, float], None],
         clock_ns: Callable[[], int],
     ) -> None:
         compressed = (wanted.rgb_transport if camera == "rgb" else wanted.thermal_transport) == "compressed"
-        self._camera = camera
+        self._node = node
         self._add = add
         self._clock_ns = clock_ns
-        self._monitor = diagnostics.InputMonitor()
         self.subscription = qos.CameraSubscription(
             node,
             CompressedImage if compressed else Image,
-            f"{camera}/image_raw/compressed" if compressed else f"{camera}/image_raw",
+            wanted.image_topic(camera),
             self._on_message,
             wish=wanted.rgb_reliability if camera == "rgb" else wanted.thermal_reliability,
             depth=wanted.rgb_queue_depth if camera == "rgb" else wanted.thermal_queue_depth,
@@ -435,28 +592,14 @@ class _CameraInput:
         """The resolved topic name."""
         return self.subscription.topic
 
-    def age_s(self, now_ns: int) -> float:
-        """Return the time since the newest stamp, NaN before the first image. now_ns: the node's clock."""
-        newest_ns = self._monitor.newest_stamp_ns
-        return math.nan if newest_ns is None else (now_ns - newest_ns) / 1e9
-
-    def rate_hz(self) -> float:
-        """Return the images per second of the last seconds."""
-        return self._monitor.rate_hz(self._clock_ns())
-
-    def silent_s(self) -> float:
-        """Return the time since an image arrived, infinite before the first."""
-        return self._monitor.silent_s(self._clock_ns())
-
-    def diagnose(self, age_s: float) -> DiagnosticStatus:
-        """Return the status for /diagnostics. age_s: of the newest stamp."""
-        return diagnostics.input_status(self._camera, self.subscription.state(), self._monitor, self._clock_ns(), age_s)
-
     def _on_message(self, message: Any) -> None:
         arrival_ns, stamp = self._clock_ns(), stamp_ns(message)
-        description = message.format if is_compressed(message) else _described(message)
-        self._monitor.note(arrival_ns, stamp, description)
-        self._add(StampedMessage(message, stamp, arrival_ns))
+        age_s = (self._node.get_clock().now().nanoseconds - stamp) / 1e9
+        self._add(StampedMessage(message, stamp, arrival_ns), ImageForm.of(message), age_s)
+
+
+def _note_camera_info(registration: Registration, camera: Camera, topic: str, message: CameraInfo) -> None:
+    registration.note_camera_info(camera, message, topic)
 
 
 class _RosLogHandler(logging.Handler):
@@ -475,10 +618,6 @@ class _RosLogHandler(logging.Handler):
             logger.warning(text)
         else:
             logger.info(text)
-
-
-def _described(message: Image) -> str:
-    return f"{message.encoding} {message.width}x{message.height}"
 
 
 def _classes(students: Mapping[Mode, Student]) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -505,8 +644,6 @@ def main(args: list[str] | None = None) -> int:
     Returns 0, or 1 where it could not be started. Where MD_PERCEPTION_PARENT names a process id, it also ends when that
     process or its parent is gone, as a `ros2 launch` that gets SIGTERM goes without ending its nodes.
     """
-    # Our own handlers: rclpy's would shut the context down before the node could say its last status.
-    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     stop = threading.Event()
 
     def on_signal(number: int, frame: FrameType | None) -> None:
@@ -514,17 +651,31 @@ def main(args: list[str] | None = None) -> int:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, on_signal)
+    # Our own handlers: rclpy's would shut the context down before the node could say its last status.
+    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+    try:
+        code = _run(stop)
+    finally:
+        rclpy.try_shutdown()
+        gc.collect()  # what is left of the node goes, and with it the shared memory of the middleware
+    if any(thread.name in (LOADER_THREAD, WORKER_THREAD) for thread in threading.enumerate()):
+        # It is still inside ONNX Runtime, which the interpreter would take apart beneath it.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def _run(stop: threading.Event) -> int:
     try:
         node = PerceptionNode()
     except (InvalidParameterTypeException, InvalidParameterValueException) as error:
-        rclpy.logging.get_logger(NODE_NAME).fatal(f"not started: {error}")
-        rclpy.shutdown()
+        rclpy.logging.get_logger(NODE_NAME).fatal(f"not started: {error}{parameters.hint(error)}")
         return 1
     try:
         return _spin(node, stop)
     finally:
         node.destroy_node()
-        rclpy.try_shutdown()
 
 
 def _spin(node: PerceptionNode, stop: threading.Event) -> int:
@@ -539,21 +690,36 @@ def _spin(node: PerceptionNode, stop: threading.Event) -> int:
     failed = threading.Event()
 
     def spin() -> None:
-        try:
-            while not finish.is_set():
+        failures = 0
+        while not finish.is_set() and failures < CALLBACK_FAILURES:
+            try:
                 executor.spin_once()
-        except ExternalShutdownException:
-            pass
-        except Exception:
-            node.get_logger().fatal(f"a callback failed:\n{traceback.format_exc()}")
+            except ExternalShutdownException:
+                break
+            except Exception:  # a request that rclpy itself stumbles over, for one: it must not end the node
+                failures += 1
+                node.get_logger().error(
+                    f"a callback failed; the node goes on:\n{traceback.format_exc()}",
+                    throttle_duration_sec=LOG_PERIOD_S,
+                )
+            else:
+                failures = 0
+        if failures == CALLBACK_FAILURES:
+            node.get_logger().fatal(f"{failures} callbacks in a row failed: ending")
             failed.set()
+        stop.set()
+
+    def fail() -> None:
+        failed.set()
         stop.set()
 
     def autostart() -> None:
         node.destroy_timer(timer)
+        node.on_failure = fail
         success = TransitionCallbackReturn.SUCCESS
         if node.trigger_configure() != success or node.trigger_activate() != success:
-            failed.set()
+            if not finish.is_set():  # by a signal, it is no failure
+                failed.set()
             stop.set()
 
     timer: Any = None
@@ -567,6 +733,7 @@ def _spin(node: PerceptionNode, stop: threading.Event) -> int:
             node.get_logger().warning("the process that started this node is gone: ending")
             break
     finish.set()
+    node.end_configure()
     wake.trigger()
     thread.join()
     executor.shutdown()

@@ -9,17 +9,23 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
+from rclpy.exceptions import InvalidParameterTypeException
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
 from md_perception.inference.session import SessionSettings
 from md_perception.pipeline import PipelineSettings
+from md_perception.results import Camera
 from md_perception.ros.qos import Reliability
-from md_perception.sensing.health import HealthSettings
+from md_perception.sensing.health import HealthSettings, WithoutThermal
+from md_perception.sensing.misalignment import MisalignmentSettings
 from md_perception.sensing.pairing import PairingSettings, Policy
-from md_perception.sensing.registration import sampling_matrix
+from md_perception.sensing.registration import RegistrationSettings, Source, sampling_matrix
+from md_perception.sensing.thermal import LARGEST, Polarity, ThermalSettings
 from md_perception.sensing.thermal import Encoding as ThermalEncoding
-from md_perception.sensing.thermal import Polarity, ThermalSettings
+
+_SHORT_TIMEOUT_S = 0.25
+"""Two periods of a thermal camera of 8.7 Hz, and a little."""
 
 Value = bool | int | float | str | list[int] | list[float] | list[str]
 
@@ -102,6 +108,12 @@ def _camera(name: str) -> tuple[Declaration, ...]:
             bounds=(1, 100),
             read_only=True,
         ),
+        Declaration(
+            f"{name}.minimum_rate_hz",
+            0.0,
+            f"{name} images a second, below which the camera is reported as slow; 0: half of the best rate so far",
+            bounds=(0.0, 1000.0),
+        ),
     )
 
 
@@ -123,7 +135,13 @@ TABLE: tuple[Declaration, ...] = (
     Declaration(
         "student.visible_file",
         "",
-        "file (.onnx) of a student that runs on RGB alone, for the time when thermal is silent; empty: none",
+        "file (.onnx) of a student that runs on RGB alone, for the time when thermal is lost; empty: none",
+        read_only=True,
+    ),
+    Declaration(
+        "student.thermal_file",
+        "",
+        "file (.onnx) of a student that runs on thermal alone, for the time when RGB is lost; empty: none",
         read_only=True,
     ),
     Declaration(
@@ -168,8 +186,8 @@ TABLE: tuple[Declaration, ...] = (
         "thermal.encoding",
         "auto",
         "what the values of thermal images mean: agc8 (8 bit, gain control in the camera), grey_rgb8 (the same in "
-        "three equal channels), counts (raw 16 bit), centikelvin, celsius, kelvin; auto: what the encoding of the "
-        "messages says where that is unambiguous",
+        "three equal channels), counts (raw 16 bit), centikelvin, decikelvin, centicelsius, centifahrenheit, kelvin, "
+        "celsius, fahrenheit; auto: what the encoding of the messages says where that is unambiguous",
         choices=get_args(ThermalEncoding),
         read_only=True,
     ),
@@ -183,23 +201,70 @@ TABLE: tuple[Declaration, ...] = (
     Declaration(
         "thermal.range",
         [0.0, 0.0],
-        "values, kelvin or counts, that become black and white; zeros: a gain control of each image, as in training",
+        "values, kelvin or counts, that become black and white; zeros: a gain control with the percentiles of training",
+        bounds=(-LARGEST, LARGEST),
         length=2,
         read_only=True,
     ),
     Declaration(
         "thermal.time_constant_s",
-        0.0,
+        1.0,
         "inertia of that gain control, s; 0: each image by itself",
         bounds=(0.0, 600.0),
         read_only=True,
     ),
     Declaration(
+        "thermal.minimum_span_counts",
+        300.0,
+        "counts that the gain control stretches at least: those of the 10 K of training",
+        bounds=(1.0, 65535.0),
+        read_only=True,
+    ),
+    Declaration(
         "registration.homography",
         [0.0] * 9,
-        "homography from RGB pixels to thermal pixels of the images as they arrive, in row order; zeros: both cameras "
-        "see the same field of view, so that thermal is only scaled",
+        "homography from RGB pixels to thermal pixels of the images as they arrive, in row order (see md_calibrate); "
+        "zeros: both cameras see the same field of view, so that thermal is only scaled",
         length=9,
+        read_only=True,
+    ),
+    Declaration(
+        "registration.sizes",
+        [0] * 4,
+        "width and height of the RGB and of the thermal images, px, that the homography was made for; images of other "
+        "sizes are rejected; zeros: any",
+        bounds=(0, 16384),
+        length=4,
+        read_only=True,
+    ),
+    Declaration(
+        "registration.source",
+        "homography",
+        "homography (the parameter), or the camera_info messages of both cameras from one stereo calibration: "
+        "camera_info_raw for images as the cameras take them, camera_info_rect for rectified images",
+        choices=get_args(Source),
+        read_only=True,
+    ),
+    Declaration(
+        "registration.distance_m",
+        0.0,
+        "distance, m, at which the registration by camera_info is exact; 0: far away",
+        bounds=(0.0, 10_000.0),
+        read_only=True,
+    ),
+    Declaration(
+        "registration.monitor_period_s",
+        2.0,
+        "how often the misalignment monitor compares the edges of a pair, s; 0: never",
+        bounds=(0.0, 3600.0),
+        read_only=True,
+    ),
+    Declaration(
+        "registration.max_shift",
+        0.015,
+        "shift of thermal against RGB, share of the thermal image's width, above which the pair is reported as out of "
+        "register",
+        bounds=(0.002, 0.15),
         read_only=True,
     ),
     Declaration(
@@ -235,8 +300,36 @@ TABLE: tuple[Declaration, ...] = (
     Declaration(
         "health.recovery_pairs",
         3,
-        "pairs in a row after which the student with thermal takes over again from the visible-only one",
+        "pairs, none of them later than health.timeout_s after the one before, after which fusion returns",
         bounds=(1, 1000),
+    ),
+    Declaration(
+        "health.frozen_s",
+        1.0,
+        "a camera whose picture stays the same for so long, s, is lost (a shutter, a driver that hangs); 0: not looked "
+        "at",
+        bounds=(0.0, 60.0),
+    ),
+    Declaration(
+        "health.without_thermal",
+        "stop",
+        "what happens without thermal and without student.visible_file: stop (nothing is published but status) or "
+        "last_thermal (the fused student goes on with the last good thermal image)",
+        choices=get_args(WithoutThermal),
+    ),
+    Declaration(
+        "health.last_thermal_age_s",
+        3.0,
+        "last_thermal ends, s, after that image came; must be above health.timeout_s",
+        bounds=(0.05, 60.0),
+    ),
+    Declaration(
+        "health.failures_in_a_row",
+        100,
+        "frames without a result, one after the other, after which the node goes through ErrorProcessing to the "
+        "unconfigured state (with autostart: ends with exit code 1); 0: never",
+        bounds=(0, 1_000_000),
+        read_only=True,
     ),
     Declaration(
         "queue_depth",
@@ -258,6 +351,7 @@ class Parameters:
     autostart: bool
     student_file: str
     student_visible_file: str
+    student_thermal_file: str
     student_providers: list[str]
     student_threads: int
     student_warm_up_rgb_size: list[int]
@@ -266,14 +360,22 @@ class Parameters:
     rgb_transport: str
     rgb_reliability: Reliability
     rgb_queue_depth: int
+    rgb_minimum_rate_hz: float
     thermal_transport: str
     thermal_reliability: Reliability
     thermal_queue_depth: int
+    thermal_minimum_rate_hz: float
     thermal_encoding: ThermalEncoding
     thermal_polarity: Polarity
     thermal_range: list[float]
     thermal_time_constant_s: float
+    thermal_minimum_span_counts: float
     registration_homography: list[float]
+    registration_sizes: list[int]
+    registration_source: Source
+    registration_distance_m: float
+    registration_monitor_period_s: float
+    registration_max_shift: float
     pairing_policy: Policy
     pairing_tolerance_s: float
     pairing_offset_s: float
@@ -281,6 +383,10 @@ class Parameters:
     pairing_capacity: int
     health_timeout_s: float
     health_recovery_pairs: int
+    health_frozen_s: float
+    health_without_thermal: WithoutThermal
+    health_last_thermal_age_s: float
+    health_failures_in_a_row: int
     queue_depth: int
 
     @classmethod
@@ -296,9 +402,16 @@ class Parameters:
         parameters = cls(**{declaration.field: values[declaration.name] for declaration in TABLE})
         try:
             parameters.session_settings()
+            parameters.health_settings()
             parameters.pipeline_settings("", "")
+            parameters.misalignment_settings()
             if parameters.homography is not None:
                 sampling_matrix((1, 1), (1, 1), parameters.homography)
+            if any(parameters.registration_sizes) and not all(parameters.registration_sizes):
+                raise ParameterError(
+                    f"registration.sizes is {parameters.registration_sizes}: give width and height of RGB and of "
+                    "thermal, or four zeros for any"
+                )
         except ValueError as error:
             raise ParameterError(str(error)) from None
         return parameters
@@ -318,6 +431,11 @@ class Parameters:
         """Thermal size of the warm-up, None for that of training."""
         return _size(self.student_warm_up_thermal_size)
 
+    def image_topic(self, camera: Camera) -> str:
+        """Return the topic of a camera's images, before remapping."""
+        transport = self.rgb_transport if camera == "rgb" else self.thermal_transport
+        return f"{camera}/image_raw/compressed" if transport == "compressed" else f"{camera}/image_raw"
+
     def session_settings(self) -> SessionSettings:
         """Return how students are run."""
         return SessionSettings(providers=tuple(self.student_providers), threads=self.student_threads)
@@ -332,8 +450,50 @@ class Parameters:
         )
 
     def health_settings(self) -> HealthSettings:
-        """Return when a camera is lost."""
-        return HealthSettings(timeout_s=self.health_timeout_s, recovery_pairs=self.health_recovery_pairs)
+        """Return when a camera is lost, and what is done then."""
+        return HealthSettings(
+            timeout_s=self.health_timeout_s,
+            recovery_pairs=self.health_recovery_pairs,
+            frozen_s=self.health_frozen_s,
+            without_thermal=self.health_without_thermal,
+            last_thermal_age_s=self.health_last_thermal_age_s,
+            rgb_minimum_hz=self.rgb_minimum_rate_hz,
+            thermal_minimum_hz=self.thermal_minimum_rate_hz,
+        )
+
+    def registration_settings(self) -> RegistrationSettings:
+        """Return where the sampling matrix comes from."""
+        rgb_width, rgb_height, width, height = self.registration_sizes
+        return RegistrationSettings(
+            source=self.registration_source,
+            homography=self.homography,
+            sizes=(rgb_width, rgb_height, width, height) if rgb_width else None,
+            distance_m=self.registration_distance_m or math.inf,
+        )
+
+    def misalignment_settings(self) -> MisalignmentSettings:
+        """Return when the pair is out of register."""
+        return MisalignmentSettings(max_shift=self.registration_max_shift)
+
+    def warnings(self) -> list[str]:
+        """Return what is allowed but hardly meant, each with the cure."""
+        found = []
+        if self.pairing_policy == "nearest" and self.pairing_tolerance_s == 0:
+            found.append(
+                "pairing.tolerance_s is 0: only images with equal stamps are partners, which takes cameras with one "
+                "trigger; half a thermal period (0.06 at 8.7 Hz) pairs every image"
+            )
+        if self.pairing_max_wait_s == 0:
+            found.append(
+                "pairing.max_wait_s is 0: an RGB image that comes before its thermal partner never gets it; 0.15 is "
+                "enough for most cameras, and no image waits longer than it has to"
+            )
+        if self.health_timeout_s < _SHORT_TIMEOUT_S:
+            found.append(
+                f"health.timeout_s is {self.health_timeout_s:g}: a thermal camera of 8.7 Hz is lost whenever it misses "
+                f"an image; {_SHORT_TIMEOUT_S:g} or more lets the mode stand"
+            )
+        return found
 
     def pipeline_settings(self, rgb_topic: str, thermal_topic: str) -> PipelineSettings:
         """Return the settings of the pipeline; the resolved topic names are for its error texts."""
@@ -345,8 +505,9 @@ class Parameters:
                 polarity=self.thermal_polarity,
                 range=(low, high) if any(self.thermal_range) else None,
                 time_constant_s=self.thermal_time_constant_s,
+                minimum_span_counts=self.thermal_minimum_span_counts,
             ),
-            homography=self.homography,
+            registration=self.registration_settings(),
             score_threshold=self.score_threshold,
             rgb_topic=rgb_topic,
             thermal_topic=thermal_topic,
@@ -354,13 +515,35 @@ class Parameters:
 
 
 def declare(node: Node) -> None:
-    """Declare every parameter of the table on the node.
+    """Declare every parameter of the table on the node, and let integers stand for floats when they are set.
 
     Raises rclpy's InvalidParameterTypeException or InvalidParameterValueException for an override of the wrong type or
     out of range.
     """
     for declaration in TABLE:
         node.declare_parameter(declaration.name, declaration.default, declaration.descriptor())
+    node.add_pre_set_parameters_callback(_with_floats)
+
+
+def hint(error: Exception) -> str:
+    """Return what to write instead, for an error of `declare`; "" where that is plain."""
+    if isinstance(error, InvalidParameterTypeException) and "INTEGER" in str(error) and "DOUBLE" in str(error):
+        return "; write the number with a decimal point (1.0 for 1)"
+    return ""
+
+
+def _with_floats(given: list[Parameter]) -> list[Parameter]:
+    """Return parameters to be set, with floats for the integers that people write for them."""
+    floats = {d.name for d in TABLE if isinstance(d.default, float)}
+    float_arrays = {d.name for d in TABLE if isinstance(d.default, list) and isinstance(d.default[0], float)}
+    return [
+        Parameter(p.name, value=float(p.value))
+        if p.name in floats and p.type_ == Parameter.Type.INTEGER
+        else Parameter(p.name, value=[float(number) for number in p.value])
+        if p.name in float_arrays and p.type_ == Parameter.Type.INTEGER_ARRAY
+        else p
+        for p in given
+    ]
 
 
 def read(node: Node) -> Parameters:

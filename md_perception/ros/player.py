@@ -22,10 +22,12 @@ from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPo
 from rclpy.signals import SignalHandlerOptions
 from rosgraph_msgs.msg import Clock
 
-from md_perception.bags.read import Bag, BagMessage
+from md_perception.bags.read import Bag, BagMessage, TopicSummary
 from md_perception.bags.types import COMPRESSED_IMAGE, IMAGE, TopicQos
 from md_perception.bags.write import BagError
 from md_perception.ros.publishers import message_class
+
+CLOCK = "/clock"
 
 _READ_AHEAD = 32
 """Messages that are read before they are due: a second of two cameras, some 30 MB."""
@@ -98,8 +100,9 @@ def qos_profile(kind: TopicQos, depth: int = 10) -> QoSProfile:
 class Player:
     """Publishes the messages of a bag as they are, byte for byte, when they are due.
 
-    The schedule is absolute: a message that goes out late does not delay those after it. Raises BagError for topics
-    that the bag has not, or types that are not built.
+    The schedule is absolute: a message that goes out late does not delay those after it. A topic that was asked for by
+    name must be there and its type must be built here, or BagError is raised; without names, what cannot be played is
+    left out and told (`left_out`). A recorded /clock is never played: it would contend with the player's own.
     """
 
     def __init__(self, node: Node, bag: Bag, options: PlayOptions) -> None:
@@ -113,17 +116,34 @@ class Player:
         unknown = [topic for topic in options.topics or () if topic not in known]
         if unknown:
             raise BagError(f"{bag.path} has no topic {', '.join(unknown)}; it has {', '.join(known)}")
-        self._topics = [topic for name, topic in known.items() if options.topics is None or name in options.topics]
+        if options.topics and CLOCK in options.topics:
+            raise BagError(f"a recorded {CLOCK} cannot be played: the player publishes its own (--clock HZ)")
+        self.left_out: dict[str, str] = {}
+        """Topics that are not played, each with the reason."""
+        self._topics: list[TopicSummary] = []
         self._publishers: dict[str, Publisher] = {}
-        for topic in self._topics:
+        for name, topic in known.items():
+            if options.topics is not None and name not in options.topics:
+                continue
+            if name == CLOCK:
+                self.left_out[name] = "the player publishes its own (--clock HZ)"
+                continue
+            try:
+                message_type = built_class(topic.msgtype)
+            except BagError as error:
+                if options.topics is not None:
+                    raise
+                self.left_out[name] = str(error)
+                continue
+            self._topics.append(topic)
             kind = topic.qos
             if kind is not TopicQos.LATCHED and options.reliability != "bag":
                 kind = TopicQos(options.reliability)
-            publisher = node.create_publisher(built_class(topic.msgtype), topic.name, qos_profile(kind))
-            self._publishers[topic.name] = publisher
-        self._clock = (
-            node.create_publisher(Clock, "/clock", qos_profile(TopicQos.RELIABLE)) if options.clock_hz else None
-        )
+            self._publishers[name] = node.create_publisher(message_type, name, qos_profile(kind))
+        if not self._topics:
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in self.left_out.items())
+            raise BagError(f"{bag.path} has nothing that can be played{': ' + reasons if reasons else ''}")
+        self._clock = node.create_publisher(Clock, CLOCK, qos_profile(TopicQos.RELIABLE)) if options.clock_hz else None
 
     def wait_for_subscribers(self, stop: threading.Event) -> None:
         """Wait until every camera has a subscriber; meanwhile /clock stands at the beginning of the bag.
@@ -286,6 +306,8 @@ def _run(bag: Bag, options: PlayOptions, stop: threading.Event) -> PlayReport:
         node = rclpy.create_node("md_bag_player")
         try:
             player = Player(node, bag, options)
+            for topic, reason in player.left_out.items():
+                print(f"md_bag: {topic} is left out: {reason}", file=sys.stderr)
             if options.wait_s > 0:
                 player.wait_for_subscribers(stop)
             return player.play(stop)

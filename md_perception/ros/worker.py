@@ -9,10 +9,14 @@ from typing import Any
 
 from md_perception.metrics.latency import Percentiles, RollingLatency
 from md_perception.outputs.messages import NodeStatus
-from md_perception.pipeline import Pipeline, RejectedFrame, Work
+from md_perception.pipeline import NotReady, Pipeline, RejectedFrame, Work
 from md_perception.results import Mode, Perception
-from md_perception.ros.intake import Counters, Intake, Job
+from md_perception.ros.intake import Counters, Inspection, Intake, Job
 from md_perception.ros.publishers import Publishers
+from md_perception.sensing.health import Content, content_of
+from md_perception.sensing.images import ImageError
+
+WORKER_THREAD = "md_perception worker"
 
 LATENCY_FRAMES = 300
 """Frames over which the percentiles in the status run."""
@@ -20,8 +24,8 @@ LATENCY_FRAMES = 300
 REJECTED_IN_A_ROW = 3
 """Rejected frames in a row after which nothing usable can be said to come in."""
 
-JOIN_S = 2.0
-"""Longest that `stop` waits for the frame in work."""
+JOIN_S = 1.5
+"""Longest that `stop` waits for the frame in work: the node has to end within 2 s."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,8 @@ class Worker:
     """Runs from `start` to `stop`, once.
 
     now_ns: the node's clock, that of the stamps. ages: of the inputs. warn, error: the log, one line each; they are
-    expected to limit their rate.
+    expected to limit their rate. failures_in_a_row: after so many frames without a result, one after the other, the
+    worker has failed; 0: never.
     """
 
     def __init__(
@@ -57,6 +62,7 @@ class Worker:
         ages: Callable[[], Ages],
         warn: Callable[[str], Any],
         error: Callable[[str], Any],
+        failures_in_a_row: int = 0,
     ) -> None:
         self._intake = intake
         self._pipeline = pipeline
@@ -71,7 +77,10 @@ class Worker:
         self._publish_ms = 0.0
         self._abandoned = False
         self._rejected_in_a_row = 0
-        self._thread = threading.Thread(target=self._run, name="md_perception worker", daemon=True)
+        self._failures_in_a_row = 0
+        self._most_failures = failures_in_a_row
+        self._failure = ""
+        self._thread = threading.Thread(target=self._run, name=WORKER_THREAD, daemon=True)
 
     def start(self) -> None:
         """Start the thread."""
@@ -87,10 +96,23 @@ class Worker:
         self._abandoned = self._thread.is_alive()
         return not self._abandoned
 
+    def let_go(self) -> None:
+        """Drop all that belongs to the node, after `stop`.
+
+        A frame that is still in work would keep the node alive, and with it the shared memory of the middleware.
+        """
+        del self._publishers, self._now_ns, self._ages
+        self._warn = self._error = lambda text: None
+
     @property
     def only_rejects(self) -> bool:
         """Whether the last frames, several in a row, were all rejected: the cameras deliver, but nothing usable."""
         return self._rejected_in_a_row >= REJECTED_IN_A_ROW
+
+    @property
+    def failure(self) -> str:
+        """Why it has failed and should be ended, "" while it has not."""
+        return self._failure
 
     def timings(self) -> Timings:
         """Return how long the last frames took."""
@@ -100,40 +122,59 @@ class Worker:
         """Return a status that describes no frame: its stamp is the time of sending."""
         now_ns, ages, counters = self._now_ns(), self._ages(), self._intake.counters()
         status = NodeStatus(now_ns, "", mode, rgb_age_s=ages.rgb_s, thermal_age_s=ages.thermal_s)
-        return replace(status, **_counts(counters))
+        return replace(status, faults=self._intake.faults(), **_counts(counters))
 
     def _run(self) -> None:
         try:
-            self._serve()
-        except BaseException:  # a fault of the queue itself; a dead worker must not look like a silent camera
-            self._error(
-                "the worker has ended and nothing more is published; deactivate and activate the node to go on:\n"
-                + traceback.format_exc()
-            )
+            while (task := self._intake.take()) is not None:
+                if isinstance(task, Inspection):
+                    self._inspect(task)
+                else:
+                    self._serve(task)
+        except BaseException as error:  # a fault of the queue itself; a dead worker must not look like a silent camera
+            self._failure = f"the worker has ended: {error!r}"
+            self._error(f"the worker has ended and nothing more is published:\n{traceback.format_exc()}")
 
-    def _serve(self) -> None:
-        while (job := self._intake.take()) is not None:
-            start = time.perf_counter()
-            try:
-                self._process(job)
-            except RejectedFrame as error:
-                self._reject()
-                self._warn(f"RGB image rejected: {error}")
-            except Exception:  # whatever it is, the next frame may do better; it is counted and told
-                self._reject()
-                self._error(f"RGB image rejected after an unforeseen error:\n{traceback.format_exc()}")
-            else:
-                self._rejected_in_a_row = 0
-                self._intake.processed()
-                self._cycle.add(1e3 * (time.perf_counter() - start))
+    def _inspect(self, inspection: Inspection) -> None:
+        try:
+            content = content_of(inspection.frame.message, inspection.camera)
+        except ImageError:  # why is told when its frame is processed
+            content = Content.broken()
+        except Exception:
+            self._error(f"a {inspection.camera} image could not be inspected:\n{traceback.format_exc()}")
+            return
+        self._intake.inspected(inspection, content)
 
-    def _reject(self) -> None:
+    def _serve(self, job: Job) -> None:
+        start = time.perf_counter()
+        what = "thermal image rejected" if job.rgb is None else "RGB image rejected"
+        try:
+            self._process(job)
+        except NotReady as error:  # a driver that starts late is no failure of this node
+            self._reject()
+            self._warn(f"{what}: {error}")
+        except RejectedFrame as error:
+            self._reject(str(error))
+            self._warn(f"{what}: {error}")
+        except Exception as error:  # whatever it is, the next frame may do better; it is counted and told
+            self._reject(repr(error))
+            self._error(f"{what} after an unforeseen error:\n{traceback.format_exc()}")
+        else:
+            self._rejected_in_a_row = self._failures_in_a_row = 0
+            self._intake.processed()
+            self._cycle.add(1e3 * (time.perf_counter() - start))
+
+    def _reject(self, failure: str = "") -> None:
+        """Count the frame in work. failure: what went wrong, "" where the frame only came too early."""
         self._rejected_in_a_row += 1
+        self._failures_in_a_row += bool(failure)
         self._intake.rejected()
+        if failure and self._failures_in_a_row == self._most_failures:
+            self._failure = f"{self._most_failures} frames in a row gave no result; the last: {failure}"
 
     def _process(self, job: Job) -> None:
-        thermal = None if job.thermal is None else job.thermal.message
-        work = self._pipeline.prepare(job.rgb.message, thermal, job.waited_ns / 1e6)
+        rgb, thermal = (None if frame is None else frame.message for frame in (job.rgb, job.thermal))
+        work = self._pipeline.prepare(rgb, thermal, job.waited_ns / 1e6, job.mode)
         perception = self._pipeline.infer(work)
         if self._abandoned:
             raise RejectedFrame("its result came after the node was deactivated")
@@ -148,11 +189,12 @@ class Worker:
 
     def _status(self, perception: Perception) -> NodeStatus:
         ages, counts = self._ages(), _counts(self._intake.counters())
-        counts["processed"] += 1  # this one, which the intake counts when it is out
+        # This one is counted by the intake when it is out.
+        counts["processed_thermal" if perception.mode is Mode.THERMAL_ONLY else "processed"] += 1
         total_ms = (self._now_ns() - perception.stamp_ns) / 1e6
         self._total.add(total_ms)
         percentiles = self._total.percentiles()
-        student = self._pipeline.students[perception.mode]
+        student = self._pipeline.student_of(perception.mode)
         return NodeStatus(
             perception.stamp_ns,
             perception.frame_id,
@@ -163,6 +205,7 @@ class Worker:
             pair_offset_s=float("nan") if perception.pair_offset_ns is None else perception.pair_offset_ns / 1e9,
             rgb_age_s=ages.rgb_s,
             thermal_age_s=ages.thermal_s,
+            faults=self._intake.faults(),
             **counts,
             decode_ms=perception.times.decode_ms,
             pair_wait_ms=perception.times.pair_wait_ms,
@@ -184,4 +227,8 @@ def _counts(counters: Counters) -> dict[str, Any]:
         "unpaired_rgb": counters.unpaired,
         "dropped": counters.dropped,
         "rejected": counters.rejected,
+        "received_thermal": counters.thermal_received,
+        "processed_thermal": counters.thermal_processed,
+        "dropped_thermal": counters.thermal_dropped,
+        "rejected_thermal": counters.thermal_rejected,
     }

@@ -6,8 +6,10 @@ For an RGB image of W x H, a thermal image of w x h and the matrix M:
 - boxes: the middle half of the image; its left half; (0, 0, W * M[0][0], H * M[1][1]), which for the identity geometry
   is (0, 0, w, h) (visible only: the whole image)
 - mask: 2 (person) where red is above 127, else 0; confidence: the green channel
+Thermal only: the thermal image takes the place of RGB, and of its red and green channels.
 """
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ NAME = "tiny"
 
 
 def tiny_manifest(
-    *, thermal: bool = True, tasks: tuple[str, ...] = ("detection", "segmentation"), **changes: Any
+    *, rgb: bool = True, thermal: bool = True, tasks: tuple[str, ...] = ("detection", "segmentation"), **changes: Any
 ) -> Manifest:
     """Return the manifest of a tiny student; `changes` replace fields."""
     fields: dict[str, Any] = {
@@ -31,7 +33,7 @@ def tiny_manifest(
         "tasks": tasks,
         "detection_classes": DETECTION.classes if "detection" in tasks else (),
         "segmentation_classes": SEGMENTATION.classes if "segmentation" in tasks else (),
-        "inputs": ("rgb", "thermal") if thermal else ("rgb",),
+        "inputs": (*(["rgb"] if rgb else []), *(["thermal"] if thermal else [])),
         "thermal": ThermalContract(sensor_size=(160, 120)) if thermal else None,
         "input_size": (64, 48),
         "camera_size": (64, 48),
@@ -49,7 +51,11 @@ def tiny_manifest(
 
 
 def tiny_model(
-    *, thermal: bool = True, tasks: tuple[str, ...] = ("detection", "segmentation"), manifest: Manifest | None = None
+    *,
+    rgb: bool = True,
+    thermal: bool = True,
+    tasks: tuple[str, ...] = ("detection", "segmentation"),
+    manifest: Manifest | None = None,
 ) -> onnx.ModelProto:
     """Return the graph with its manifest in the metadata (or the one that is given)."""
     nodes, outputs = [], []
@@ -75,18 +81,21 @@ def tiny_model(
     def node(kind: str, inputs: list[str], output: str, **attributes: Any) -> None:
         nodes.append(helper.make_node(kind, inputs, [output], **attributes))
 
-    node("Gather", ["rgb", "red"], "red_plane", axis=3)
+    if rgb:
+        node("Gather", ["rgb", "red"], "red_plane", axis=3)
+    else:
+        node("Identity", ["thermal"], "red_plane")
     if "detection" in tasks:
         node("Cast", ["thermal" if thermal else "red_plane"], "heat", to=TensorProto.FLOAT)
         node("ReduceMean", ["heat"], "mean_heat", axes=[0, 1, 2], keepdims=0)
         node("Mul", ["shares", "mean_heat"], "scores")
         node("Identity", ["labels_of"], "labels")
-        node("Shape", ["rgb"], "shape", start=1, end=3)
+        node("Shape", ["rgb" if rgb else "thermal"], "shape", start=1, end=3)
         node("Gather", ["shape", "swap"], "size_int")
         node("Cast", ["size_int"], "size", to=TensorProto.FLOAT)
         node("Concat", ["size", "size"], "size4", axis=0)
         node("Mul", ["box_shares", "size4"], "fixed_boxes")
-        if thermal:
+        if rgb and thermal:
             node("Reshape", ["rgb_to_thermal", "flat9"], "matrix")
             node("Gather", ["matrix", "diagonal"], "scale")
         else:
@@ -105,27 +114,35 @@ def tiny_model(
         node("Cast", ["half"], "half_int", to=TensorProto.INT32)
         node("Greater", ["red_int", "half_int"], "is_red")
         node("Where", ["is_red", "person", "nothing"], "mask")
-        node("Gather", ["rgb", "green"], "confidence", axis=3)
+        if rgb:
+            node("Gather", ["rgb", "green"], "confidence", axis=3)
+        else:
+            node("Identity", ["thermal"], "confidence")
         outputs += [
             helper.make_tensor_value_info("mask", TensorProto.UINT8, [1, "H", "W"]),
             helper.make_tensor_value_info("confidence", TensorProto.UINT8, [1, "H", "W"]),
         ]
-    inputs = [helper.make_tensor_value_info("rgb", TensorProto.UINT8, [1, "H", "W", 3])]
+    inputs = []
+    if rgb:
+        inputs.append(helper.make_tensor_value_info("rgb", TensorProto.UINT8, [1, "H", "W", 3]))
     if thermal:
-        inputs += [
-            helper.make_tensor_value_info("thermal", TensorProto.UINT8, [1, "h", "w"]),
-            helper.make_tensor_value_info("rgb_to_thermal", TensorProto.FLOAT, [1, 3, 3]),
-        ]
+        inputs.append(helper.make_tensor_value_info("thermal", TensorProto.UINT8, [1, "h", "w"]))
+    if rgb and thermal:
+        inputs.append(helper.make_tensor_value_info("rgb_to_thermal", TensorProto.FLOAT, [1, 3, 3]))
     used = {name for made in nodes for name in made.input}
     initializers = [numpy_helper.from_array(value, name) for name, value in constants.items() if name in used]
     graph = helper.make_graph(nodes, NAME, inputs, outputs, initializers)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    set_manifest(model, manifest or tiny_manifest(thermal=thermal, tasks=tasks))
+    set_manifest(model, manifest or tiny_manifest(rgb=rgb, thermal=thermal, tasks=tasks))
     return model
 
 
 def set_manifest(model: onnx.ModelProto, manifest: Manifest) -> None:
-    """Put a manifest into the metadata, in place of the one that is there."""
+    """Put a manifest into the metadata, in place of the one that is there, with the hash of the model's weights."""
+    digest = hashlib.sha256()
+    for tensor in sorted(model.graph.initializer, key=lambda item: item.name):
+        digest.update(tensor.name.encode() + numpy_helper.to_array(tensor).tobytes())
+    manifest = manifest.model_copy(update={"weights_sha256": digest.hexdigest()})
     del model.metadata_props[:]
     helper.set_model_props(model, manifest.to_metadata())
 

@@ -3,6 +3,7 @@
 import os
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ from lifecycle_msgs.msg import State, Transition
 from lifecycle_msgs.srv import ChangeState, GetState
 from rcl_interfaces.srv import SetParameters
 from rclpy.context import Context
-from rclpy.executors import SingleThreadedExecutor
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
@@ -62,10 +63,17 @@ class Spinning:
         self._executor.add_node(node)
         # Executor.shutdown while it spins in another thread is a race; a future ends the spinning cleanly.
         self._finish = Future()
-        self._thread = threading.Thread(
-            target=self._executor.spin_until_future_complete, args=(self._finish,), daemon=True
-        )
+        self._thread = threading.Thread(target=self._spin, daemon=True)
         self._thread.start()
+
+    def _spin(self) -> None:
+        while not self._finish.done():
+            try:
+                self._executor.spin_until_future_complete(self._finish)
+            except ExternalShutdownException:
+                return
+            except Exception:  # the node's own main goes on as well: rclpy stumbles over what was just destroyed
+                traceback.print_exc()
 
     def stop(self) -> None:
         self._finish.set_result(None)
@@ -86,6 +94,8 @@ class Vehicle:
         self._publishers: dict[str, Any] = {}
         self._clients: dict[str, Any] = {}
         self._waited_for: set[str] = set()
+        self._sent_thermal = 0
+        self._random = np.random.default_rng(0)
         self.listen("/md_perception/status", PerceptionStatus)
 
     def stop(self) -> None:
@@ -118,11 +128,20 @@ class Vehicle:
 
     # Lifecycle and parameters
 
-    def call(self, service_type: type, name: str, request: Any, *, patience_s: float = TIMEOUT_S) -> Any:
+    def call(
+        self,
+        service_type: type,
+        name: str,
+        request: Any,
+        *,
+        patience_s: float = TIMEOUT_S,
+        is_served: Callable[[], bool] = lambda: False,
+    ) -> Any:
         """Call a service of the node.
 
         patience_s: ask again after so long: an answer that goes out before the server has found the client is lost.
-        Only for requests that may be served twice.
+        is_served: says whether the request had its effect though; None is returned then. Without it, patience is only
+        for requests that may be served twice.
         """
         if name not in self._clients:
             self._clients[name] = self.node.create_client(service_type, name)
@@ -143,11 +162,21 @@ class Vehicle:
                     return future.result()
                 time.sleep(0.005)
             client.remove_pending_request(future)
+            if is_served():
+                return None
         pytest.fail(f"waited {TIMEOUT_S:.0f} s for an answer of {name}")
 
     def change(self, transition: int) -> bool:
+        before = self.state()
         request = ChangeState.Request(transition=Transition(id=transition))
-        return bool(self.call(ChangeState, "/md_perception/change_state", request).success)
+        answer = self.call(
+            ChangeState,
+            "/md_perception/change_state",
+            request,
+            patience_s=5.0,
+            is_served=lambda: self.state() != before,
+        )
+        return answer is None or bool(answer.success)
 
     def state(self) -> int:
         answer = self.call(GetState, "/md_perception/get_state", GetState.Request(), patience_s=2.0)
@@ -220,18 +249,26 @@ class Vehicle:
     def now_ns(self) -> int:
         return int(self.node.get_clock().now().nanoseconds)
 
-    def send_thermal(self, stamp_ns: int, grey: int = 153, size: tuple[int, int] = (16, 12)) -> None:
+    def send_thermal(
+        self, stamp_ns: int, grey: int = 153, size: tuple[int, int] = (16, 12), *, matched: bool = True
+    ) -> None:
+        """Send an image of this mean; no two are the same, as those of a live sensor. matched: as for camera."""
+        self._sent_thermal += 1
         pixels = np.full((size[1], size[0]), grey, np.uint8)
-        self.camera("/thermal/image_raw").publish(self.image(pixels, "mono8", stamp_ns, "thermal"))
+        change = 1 + self._sent_thermal % 8
+        pixels[::2] += np.uint8(change)
+        pixels[1::2] -= np.uint8(change)
+        self.camera("/thermal/image_raw", matched=matched).publish(self.image(pixels, "mono8", stamp_ns, "thermal"))
 
-    def send_rgb(self, stamp_ns: int, pixels: np.ndarray | None = None) -> None:
+    def send_rgb(self, stamp_ns: int, pixels: np.ndarray | None = None, *, matched: bool = True) -> None:
+        """Send an image, by default of noise, as that of a live sensor."""
         if pixels is None:
-            pixels = np.zeros((48, 64, 3), np.uint8)
-        self.camera("/rgb/image_raw").publish(self.image(pixels, "rgb8", stamp_ns, "rgb_optical"))
+            pixels = self._random.integers(0, 120, (48, 64, 3), np.uint8)
+        self.camera("/rgb/image_raw", matched=matched).publish(self.image(pixels, "rgb8", stamp_ns, "rgb_optical"))
 
-    def send_pair(self, stamp_ns: int, pixels: np.ndarray | None = None) -> None:
-        self.send_thermal(stamp_ns)
-        self.send_rgb(stamp_ns, pixels)
+    def send_pair(self, stamp_ns: int, pixels: np.ndarray | None = None, *, matched: bool = True) -> None:
+        self.send_thermal(stamp_ns, matched=matched)
+        self.send_rgb(stamp_ns, pixels, matched=matched)
 
     def status_of(self, stamp_ns: int) -> PerceptionStatus:
         """Wait for the status of a frame."""

@@ -14,6 +14,7 @@ from md_perception.inference.session import SessionSettings, Student
 from md_perception.pipeline import Pipeline, PipelineSettings, RejectedFrame
 from md_perception.results import Mode, Perception
 from md_perception.sensing.pairing import PairingSettings
+from md_perception.sensing.registration import RegistrationSettings
 from md_perception.sensing.thermal import ThermalSettings
 
 MS = 1_000_000
@@ -28,6 +29,11 @@ def fused(tmp_path_factory: pytest.TempPathFactory) -> Student:
 @pytest.fixture(scope="module")
 def visible(tmp_path_factory: pytest.TempPathFactory) -> Student:
     return Student.load(write_tiny_student(tmp_path_factory.mktemp("visible") / "v.onnx", thermal=False), CPU)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Student:
+    return Student.load(write_tiny_student(tmp_path_factory.mktemp("thermal") / "t.onnx", rgb=False), CPU)
 
 
 def rgb_pixels(seed: int = 0, size: tuple[int, int] = (64, 48)) -> np.ndarray:
@@ -79,6 +85,32 @@ def test_a_frame_without_thermal_is_rejected_where_no_student_takes_it(fused: St
         Pipeline({Mode.FUSED: fused}).prepare(rgb_message())
 
 
+def test_a_thermal_frame_alone_gives_results_in_its_pixels_under_its_header(fused: Student, alone: Student) -> None:
+    pipeline = Pipeline({Mode.FUSED: fused, Mode.THERMAL_ONLY: alone}, PipelineSettings(score_threshold=0))
+    assert pipeline.warm_up() > 0
+    perception = process(pipeline, None, thermal_message(204))
+    assert (perception.stamp_ns, perception.frame_id) == (990 * MS, "thermal_optical")
+    assert (perception.mode, perception.size, perception.pair_offset_ns) == (Mode.THERMAL_ONLY, (16, 12), None)
+    np.testing.assert_allclose(perception.output.detections.boxes[0], [4, 3, 12, 9])  # the middle half of 16 x 12
+    assert perception.output.detections.scores[0] == pytest.approx(0.8)
+    assert perception.output.segmentation.mask.tolist() == [[2] * 16] * 12
+    np.testing.assert_array_equal(perception.rgb, np.full((12, 16, 3), 204))  # for the overlay, in grey
+    with pytest.raises(RejectedFrame, match="no student for THERMAL_ONLY"):
+        Pipeline({Mode.FUSED: fused}).prepare(None, thermal_message())
+
+
+def test_the_last_thermal_image_goes_through_the_fused_student_and_says_so(fused: Student) -> None:
+    pipeline = Pipeline({Mode.FUSED: fused})
+    work = pipeline.prepare(
+        rgb_message(stamp_ns=3_000 * MS), thermal_message(stamp_ns=990 * MS), mode=Mode.LAST_THERMAL
+    )
+    perception = pipeline.infer(work)
+    assert (perception.mode, perception.stamp_ns) == (Mode.LAST_THERMAL, 3_000 * MS)
+    assert perception.pair_offset_ns == -2_010 * MS
+    np.testing.assert_allclose(perception.output.detections.scores, [0.8, 0.4], rtol=1e-6)
+    assert pipeline.student_of(Mode.LAST_THERMAL) is fused
+
+
 @pytest.mark.parametrize("kind", ["bgr8", "padded", "png"])
 def test_every_form_of_the_same_image_gives_the_same_result(fused: Student, kind: str) -> None:
     message = {
@@ -98,7 +130,10 @@ def test_every_form_of_the_same_image_gives_the_same_result(fused: Student, kind
 def test_the_homography_reaches_the_graph(fused: Student) -> None:
     # The third box is (0, 0, W * M[0][0], H * M[1][1]): 64 * 0.5 and 48 * 0.25.
     homography = [0.5, 0, 3, 0, 0.25, 2, 0, 0, 1]
-    pipeline = Pipeline({Mode.FUSED: fused}, PipelineSettings(homography=homography, score_threshold=0))
+    pipeline = Pipeline(
+        {Mode.FUSED: fused},
+        PipelineSettings(registration=RegistrationSettings(homography=homography), score_threshold=0),
+    )
     np.testing.assert_allclose(
         process(pipeline, rgb_message(), thermal_message()).output.detections.boxes[2][2:], [32, 12]
     )
@@ -157,8 +192,9 @@ def test_a_bad_message_costs_that_frame_only(fused: Student, spoil: Any, reason:
 
 def test_an_image_that_the_homography_does_not_fit_is_rejected(fused: Student) -> None:
     homography = [1, 0, 0, 0, 1, 0, -1 / 32, 0, 1]
+    settings = PipelineSettings(registration=RegistrationSettings(homography=homography))
     with pytest.raises(RejectedFrame, match="horizon inside the 64x48"):
-        Pipeline({Mode.FUSED: fused}, PipelineSettings(homography=homography)).prepare(rgb_message(), thermal_message())
+        Pipeline({Mode.FUSED: fused}, settings).prepare(rgb_message(), thermal_message())
 
 
 def test_a_failure_of_the_student_is_a_rejected_frame(fused: Student) -> None:

@@ -31,11 +31,12 @@ def vehicle(context: Context) -> Iterator[Vehicle]:
 
 @pytest.fixture(scope="session")
 def students(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Tiny students: `fused` and `visible`."""
+    """Tiny students: `fused`, `visible` and `thermal`."""
     folder = tmp_path_factory.mktemp("students")
     return {
         "fused": write_tiny_student(folder / "fused.onnx"),
         "visible": write_tiny_student(folder / "visible.onnx", thermal=False),
+        "thermal": write_tiny_student(folder / "thermal.onnx", rgb=False),
     }
 
 

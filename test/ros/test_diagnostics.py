@@ -9,22 +9,13 @@ from diagnostic_msgs.msg import DiagnosticStatus
 from md_perception.metrics.latency import RollingLatency
 from md_perception.results import Mode
 from md_perception.ros import diagnostics
-from md_perception.ros.diagnostics import InputMonitor, StudentState
+from md_perception.ros.diagnostics import StudentState
 from md_perception.ros.intake import Counters
 from md_perception.ros.qos import InputState
 from md_perception.ros.worker import Timings
+from md_perception.sensing.health import CameraReport, Fault, ImageForm
 
 MS = 1_000_000
-
-
-def fed(gaps_ms: list[int]) -> tuple[InputMonitor, int]:
-    """Return a monitor that got images with these distances, and the time of the last."""
-    monitor, now_ns = InputMonitor(), 0
-    monitor.note(now_ns, now_ns, "rgb8 640x512")
-    for gap in gaps_ms:
-        now_ns += gap * MS
-        monitor.note(now_ns, now_ns, "rgb8 640x512")
-    return monitor, now_ns
 
 
 def state(publishers: int = 1, incompatible: str = "") -> InputState:
@@ -56,32 +47,35 @@ def inference(state: StudentState, cycle_ms: float, rate_hz: float) -> Diagnosti
     return diagnostics.inference_status([state], timings, rate_hz)
 
 
-def test_a_camera_is_silent_since_its_newest_image_and_for_ever_before_the_first():
-    monitor, now_ns = fed([33] * 60)
-    assert monitor.silent_s(now_ns + 1200 * MS) == pytest.approx(1.2)
-    assert monitor.rate_hz(now_ns + 1200 * MS) > 0  # the rate is that of some seconds, and still falls
-    assert InputMonitor().silent_s(now_ns) == math.inf
-
-
-def test_rate_and_share_of_a_regular_camera():
-    monitor, now_ns = fed([33] * 60)
-    assert monitor.rate_hz(now_ns) == pytest.approx(1000 / 33)
-    assert monitor.arrived_share(now_ns) == pytest.approx(1.0)
-    assert monitor.rate_hz(now_ns + 6_000 * MS) == 0.0  # silent for longer than is remembered
-    status = diagnostics.input_status("rgb", state(), monitor, now_ns, 0.01)
+def test_a_camera_without_faults_is_told_by_its_rate():
+    report = CameraReport(received=60, rate_hz=30.3, silent_s=0.01, form=ImageForm("cam", "rgb8", (640, 512)))
+    status = diagnostics.input_status("rgb", state(), report, 0.01)
     assert (status.level, status.message) == (DiagnosticStatus.OK, "30.3 Hz")
+    values = {value.key: value.value for value in status.values}
+    assert (values["image"], values["frame id"], values["received"]) == ("rgb8 640x512", "cam", "60")
+    assert values["faults"] == ""
 
 
-def test_images_lost_in_transport_are_told_from_a_slow_camera():
-    # Of a 30 Hz camera a third arrives; the gaps are 1, 2, 3... periods.
-    monitor, now_ns = fed([33, 33, 165, 99, 33, 132, 99, 198, 33, 66, 165, 132] * 2)
-    assert monitor.arrived_share(now_ns) == pytest.approx(33 / 99, rel=0.02)
-    status = diagnostics.input_status("rgb", state(), monitor, now_ns, 0.01)
+def test_images_lost_in_transport_are_told_with_the_cure():
+    report = CameraReport(received=24, rate_hz=10.0, silent_s=0.01, arrived_share=0.333)
+    status = diagnostics.input_status("rgb", state(), report, 0.01)
     assert status.level == DiagnosticStatus.WARN
     assert "33% of the images of /rgb/image_raw arrive" in status.message
     assert "FASTRTPS_DEFAULT_PROFILES_FILE" in status.message
-    slow, now_ns = fed([200] * 20)
-    assert diagnostics.input_status("rgb", state(), slow, now_ns, 0.1).level == DiagnosticStatus.OK
+
+
+def test_the_faults_of_a_camera_are_warnings():
+    faults = {Fault.FROZEN: "the same picture for 1.2 s", Fault.FUTURE: "by 37.00 s: synchronise the clocks"}
+    status = diagnostics.input_status("rgb", state(), CameraReport(rate_hz=30.0, silent_s=0.0, faults=faults), 0.01)
+    assert status.level == DiagnosticStatus.WARN
+    assert status.message == (
+        "/rgb/image_raw: frozen: the same picture for 1.2 s; "
+        "/rgb/image_raw: stamps in the future: by 37.00 s: synchronise the clocks"
+    )
+    assert {v.key: v.value for v in status.values}["faults"] == "frozen, stamps in the future"
+    # Where nothing comes, the reason is told once.
+    silent = CameraReport(faults={Fault.SILENT: "no image so far"})
+    assert "silent" not in diagnostics.input_status("rgb", state(publishers=0), silent, math.nan).message
 
 
 @pytest.mark.parametrize(
@@ -94,7 +88,7 @@ def test_images_lost_in_transport_are_told_from_a_slow_camera():
     ],
 )
 def test_a_silent_input_is_a_warning_with_the_cure(input_state, texts):
-    status = diagnostics.input_status("rgb", input_state, InputMonitor(), 0, math.nan)
+    status = diagnostics.input_status("rgb", input_state, CameraReport(), math.nan)
     assert status.level == DiagnosticStatus.WARN
     for text in texts:
         assert text in status.message
@@ -122,9 +116,19 @@ def test_inference_warns_of_a_student_that_is_slower_than_the_camera():
 
 @pytest.mark.parametrize(("asked", "warned"), [(("cuda", "cpu"), True), (("auto",), False), (("cpu",), False)])
 def test_inference_warns_of_a_fallback_to_the_cpu(asked, warned):
-    status = inference(student(provider="CPUExecutionProvider", asked=asked), cycle_ms=1.0, rate_hz=30.0)
+    fallen = student(provider="CPUExecutionProvider", asked=asked, unavailable=("CUDA: no driver",))
+    status = inference(fallen, cycle_ms=1.0, rate_hz=30.0)
     assert (status.level == DiagnosticStatus.WARN) == warned
-    assert ("runs on the CPU though cuda was asked for" in status.message) == warned
+    assert ("runs on the CPU though cuda was asked for: CUDA: no driver" in status.message) == warned
+
+
+def test_inference_warns_of_a_provider_that_gave_up_while_it_ran():
+    lost = student(provider="CPUExecutionProvider", loaded_on="CUDAExecutionProvider")
+    status = inference(lost, cycle_ms=1.0, rate_hz=30.0)
+    assert status.level == DiagnosticStatus.WARN
+    assert "was loaded on CUDAExecutionProvider and fell back to CPUExecutionProvider" in status.message
+    assert "cleanup and configure" in status.message
+    assert inference(student(loaded_on="CUDAExecutionProvider"), 1.0, 30.0).level == DiagnosticStatus.OK
 
 
 def test_inference_warns_of_a_student_that_never_saw_a_real_image():
@@ -137,7 +141,7 @@ def test_mode_and_counters():
     counters = Counters(received=10, processed=6, dropped=2, unpaired=1, rejected=0, waiting=1)
     status = diagnostics.mode_status(Mode.FUSED, "", counters, Counters())
     assert (status.level, status.message) == (DiagnosticStatus.OK, "FUSED")
-    assert {v.key: v.value for v in status.values} == {
+    assert {v.key: v.value for v in status.values if not v.key.startswith("thermal")} == {
         "mode": "FUSED",
         "received": "10",
         "processed": "6",
@@ -152,6 +156,27 @@ def test_mode_and_counters():
     assert "/rgb/image_raw" in stale.message
     assert "3 RGB images could not be processed in the last second" in stale.message
     assert diagnostics.mode_status(Mode.FUSED, "", rejected, rejected).level == DiagnosticStatus.OK
+
+
+def test_a_lesser_mode_is_a_warning_with_the_reason():
+    status = diagnostics.mode_status(Mode.VISIBLE_ONLY, "/boson: frozen: restart the driver", Counters(), Counters())
+    assert (status.level, status.message) == (DiagnosticStatus.WARN, "/boson: frozen: restart the driver")
+
+
+def test_simulated_time_without_a_clock_is_a_warning_and_a_pause_is_none():
+    missing = diagnostics.clock_status(publishers=0, stands_s=4.0)
+    assert missing.level == DiagnosticStatus.WARN
+    assert "use_sim_time is true but nobody publishes /clock" in missing.message
+    assert "start the node with use_sim_time false" in missing.message
+    paused = diagnostics.clock_status(publishers=1, stands_s=4.0)
+    assert (paused.level, paused.message) == (DiagnosticStatus.OK, "paused")
+    assert diagnostics.clock_status(publishers=1, stands_s=0.01).message == "running"
+
+
+def test_a_failure_is_an_error_with_the_reason():
+    status = diagnostics.failure_status("3 frames in a row gave no result; the last: out of memory")
+    assert status.level == DiagnosticStatus.ERROR
+    assert "out of memory; the node is unconfigured now" in status.message
 
 
 def test_the_message_carries_the_stamp_and_the_name_of_the_node():

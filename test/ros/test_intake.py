@@ -3,13 +3,14 @@
 import threading
 import time
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from md_perception.results import Mode
-from md_perception.ros.intake import Counters, Intake, Job
-from md_perception.sensing.health import HealthSettings, ModeSelector
+from md_perception.ros.intake import Counters, Inspection, Intake, Job
+from md_perception.sensing.health import Content, HealthSettings, ImageForm, ModeSelector
 from md_perception.sensing.pairing import NearestPairing, PairingSettings, StampedMessage
 
 MS = 1_000_000
@@ -30,6 +31,7 @@ class Clock:
 
 FUSED_ALONE = (Mode.FUSED,)
 BOTH = (Mode.FUSED, Mode.VISIBLE_ONLY)
+ALL = (*BOTH, Mode.THERMAL_ONLY)
 
 
 def make(clock: Clock, students: tuple[Mode, ...] = FUSED_ALONE, depth: int = 4) -> Intake:
@@ -125,17 +127,130 @@ def test_the_visible_only_student_takes_over_after_the_timeout_and_hands_back_af
     work()
     counters = intake.counters()
     alone = [job.rgb.stamp_ns // MS for job in jobs if job.thermal is None]
-    # Each is decided 200 ms after it came, at the second frame after it, and FUSED holds for 1 s after the pair at 0.
-    # The last two are decided together, and a worker that was away for more than a period takes the newer.
-    assert alone == [900, 1000, 1100, 1200, 1400]
-    assert (counters.unpaired, counters.processed, counters.dropped) == (8, 6, 1)
+    # FUSED holds for 1 s after the pair at 0. Then those that still wait (900, 1000) go with the next one at once, and
+    # a worker that was away for more than a period takes the newest.
+    assert alone == [1100, 1200, 1300, 1400]
+    assert (counters.unpaired, counters.processed, counters.dropped) == (8, 5, 2)
     assert (counters.paired, counters.alone) == (1, 14)
     jobs.clear()
     for stamp in range(2000, 2160, 40):
         feed_pairs(intake, clock, range(stamp, stamp + 40, 40))
         work()
+    assert [job.mode for job in jobs] == [Mode.VISIBLE_ONLY] * 2 + [Mode.FUSED] * 2
     assert [job.thermal is None for job in jobs] == [True, True, False, False]
     assert_balanced(intake.counters())
+
+
+def test_no_frame_waits_for_thermal_while_the_visible_only_student_runs() -> None:
+    """At 30 Hz the takeover comes one frame after the timeout, and from then on every frame goes at once."""
+    clock = Clock()
+    intake = make(clock, BOTH)
+    feed_pairs(intake, clock, range(0, 330, 33))
+    lost_ns = clock.now_ns
+    taken: list[tuple[int, int]] = []  # when, and how long it had waited, ns
+    for stamp in range(330, 3300, 33):
+        clock.now_ns += 33 * MS
+        intake.add_rgb(clock.frame(stamp))
+        while (job := intake.take(wait=False)) is not None:
+            if job.thermal is None:
+                taken.append((clock.now_ns - lost_ns, job.waited_ns))
+            intake.processed()
+    first_ns, _ = taken[0]
+    assert 1000 * MS < first_ns <= 1033 * MS
+    # The first is the one that was there at the takeover; nobody waits after that, and none is left out.
+    assert [waited for at, waited in taken if at > first_ns] == [0] * 59
+    assert [round(at / MS) for at, _ in taken][-1] == 33 * 90
+
+
+def test_the_visible_only_student_gets_frames_in_their_order_and_follows_a_jump_of_time() -> None:
+    clock = Clock()
+    intake = make(clock, (Mode.VISIBLE_ONLY,), depth=9)
+    for stamp in (1000, 1040, 1120, 1080, 1160, 20, 60):  # 1080 is overtaken; then the bag begins anew
+        clock.now_ns += 40 * MS
+        intake.add_rgb(clock.frame(stamp))
+    stamps = []
+    while (job := intake.take(wait=False)) is not None:
+        stamps.append(job.rgb.stamp_ns // MS)
+        intake.processed()
+    assert stamps == [1000, 1040, 1120, 1160, 20, 60]
+    assert intake.counters().unpaired == 1
+    assert_balanced(intake.counters())
+
+
+def test_thermal_frames_are_processed_by_themselves_and_counted_while_rgb_is_lost() -> None:
+    clock = Clock()
+    intake = make(clock, (Mode.FUSED, Mode.THERMAL_ONLY), depth=2)
+    feed_pairs(intake, clock, range(0, 80, 40))
+    while intake.take(wait=False) is not None:
+        intake.processed()
+    jobs: list[Job] = []
+    for stamp in range(200, 2200, 100):  # RGB is silent
+        clock.now_ns += 100 * MS
+        intake.add_thermal(clock.frame(stamp))
+        if stamp < 1600 and (job := intake.take(wait=False)) is not None:
+            jobs.append(job)
+            intake.processed() if len(jobs) > 1 else intake.rejected()
+    assert {(job.mode, job.rgb) for job in jobs} == {(Mode.THERMAL_ONLY, None)}
+    assert [job.thermal.stamp_ns // MS for job in jobs] == [1200, 1300, 1400, 1500]  # 1.1 s after the last RGB frame
+    counters = intake.counters()
+    assert (counters.thermal_rejected, counters.thermal_processed) == (1, 3)
+    assert (counters.thermal_dropped, counters.thermal_waiting) == (4, 2)  # of the last six, while nobody took them
+    assert (counters.received, counters.processed, counters.waiting) == (2, 2, 0)
+    assert counters.thermal_received == 22
+    intake.close()
+    assert intake.counters().thermal_dropped == 6
+
+
+FORM = ImageForm("camera", "mono8", (4, 3))
+
+
+def test_the_last_good_thermal_frame_goes_with_every_rgb_frame_while_thermal_is_lost() -> None:
+    clock = Clock()
+    selector = ModeSelector((Mode.FUSED,), HealthSettings(without_thermal="last_thermal", last_thermal_age_s=2.0))
+    intake = Intake(NearestPairing(PairingSettings()), selector, depth=4, clock_ns=clock)
+    random = np.random.default_rng(0)
+    jobs: list[Job] = []
+
+    def work() -> None:
+        while (task := intake.take(wait=False)) is not None:
+            if isinstance(task, Inspection):
+                intake.inspected(task, Content(random.integers(0, 256, 12)))
+            else:
+                jobs.append(task)
+                intake.processed()
+
+    for stamp in range(0, 4000, 40):
+        clock.now_ns += 40 * MS
+        if stamp <= 400:
+            intake.add_thermal(clock.frame(stamp), FORM)
+        intake.add_rgb(clock.frame(stamp), FORM)
+        work()
+    last = [job for job in jobs if job.mode is Mode.LAST_THERMAL]
+    # Looked at every 200 ms: at 0 the mode was not FUSED yet, then at 200 and 400.
+    assert {job.thermal.stamp_ns // MS for job in last} == {400}
+    # From the frame after the timeout (1400) to two seconds after that image; nobody waited.
+    assert [job.rgb.stamp_ns // MS for job in last] == [1440, *range(1480, 2401, 40)]
+    assert intake.mode() is Mode.STALE
+    assert_balanced(intake.counters())
+
+
+def test_pictures_are_offered_for_inspection_five_times_a_second_whatever_becomes_of_the_frames() -> None:
+    clock = Clock()
+    intake = make(clock, depth=1)
+    seen: list[tuple[str, int]] = []
+    for stamp in range(0, 2000, 40):  # without partners, so that nothing is ever processed
+        clock.now_ns += 40 * MS
+        intake.add_rgb(clock.frame(stamp), FORM)
+        if stamp % 120 == 0:
+            intake.add_thermal(clock.frame(stamp + 10_000), FORM)
+        while (task := intake.take(wait=False)) is not None:
+            assert isinstance(task, Inspection)
+            seen.append((task.camera, task.frame.stamp_ns // MS % 10_000))
+            intake.inspected(task, Content(np.zeros(12, np.uint8), dark=True))
+    assert [at for camera, at in seen if camera == "rgb"] == list(range(0, 2000, 200))
+    assert [at for camera, at in seen if camera == "thermal"] == list(range(0, 2000, 240))
+    assert intake.faults() == ("rgb: dark", "thermal: dark")
+    assert intake.report("rgb").form == FORM
 
 
 def test_closing_counts_what_waits_as_dropped_and_ends_take() -> None:
@@ -153,12 +268,10 @@ def test_closing_counts_what_waits_as_dropped_and_ends_take() -> None:
 
 def test_take_wakes_up_for_the_deadline_of_a_frame_and_for_close() -> None:
     pairing = NearestPairing[StampedMessage](PairingSettings(max_wait_ns=30 * MS))
-    intake = Intake(pairing, ModeSelector((Mode.VISIBLE_ONLY,)), depth=4)
-    got: list[Job | None] = []
+    intake = Intake(pairing, ModeSelector(FUSED_ALONE), depth=4)
+    got: list[Job | Inspection | None] = []
 
     def worker() -> None:
-        got.append(intake.take())
-        intake.processed()
         got.append(intake.take())
 
     thread = threading.Thread(target=worker)
@@ -166,13 +279,13 @@ def test_take_wakes_up_for_the_deadline_of_a_frame_and_for_close() -> None:
     thread.start()
     time.sleep(0.01)  # most likely it sleeps by now, without a deadline
     intake.add_rgb(StampedMessage(None, 0, time.monotonic_ns()))
-    while intake.counters().processed == 0 and time.monotonic() - start < 5:
+    while intake.counters().unpaired == 0 and time.monotonic() - start < 5:
         time.sleep(0.001)
+    assert time.monotonic() - start >= 0.03
+    assert intake.counters() == Counters(received=1, unpaired=1, alone=1)
     intake.close()
     thread.join(5)
-    assert got[0] is not None
-    assert got[0].waited_ns >= 30 * MS
-    assert got[1] is None
+    assert got == [None]
     assert time.monotonic() - start < 2
 
 
@@ -186,7 +299,7 @@ def test_ending_a_frame_that_nobody_took_is_an_error() -> None:
     events=st.lists(
         st.tuples(st.sampled_from(["rgb", "thermal", "take", "wait"]), st.integers(0, 1500)), min_size=1, max_size=80
     ),
-    students=st.sampled_from([FUSED_ALONE, BOTH]),
+    students=st.sampled_from([FUSED_ALONE, BOTH, ALL, (Mode.THERMAL_ONLY,)]),
     depth=st.integers(1, 4),
 )
 def test_every_frame_is_counted_exactly_once(
@@ -194,13 +307,14 @@ def test_every_frame_is_counted_exactly_once(
 ) -> None:
     clock = Clock()
     intake = make(clock, students, depth)
-    received = 0
+    received = thermal = 0
     for what, number in events:
         if what == "rgb":
             intake.add_rgb(clock.frame(number))
             received += 1
         elif what == "thermal":
             intake.add_thermal(clock.frame(number))
+            thermal += 1
         elif what == "wait":
             clock.now_ns += number * MS
         elif intake.take(wait=False) is not None:
@@ -210,7 +324,7 @@ def test_every_frame_is_counted_exactly_once(
             else:
                 intake.processed()
         counters = intake.counters()
-        assert counters.received == received
+        assert (counters.received, counters.thermal_received) == (received, thermal)
         assert_balanced(counters)
     intake.close()
     assert intake.counters().waiting == 0

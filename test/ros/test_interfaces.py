@@ -50,7 +50,7 @@ def test_modes_in_the_message_are_those_of_the_code():
     }
 
     assert in_message == {mode.name: mode.value for mode in Mode}
-    assert in_message == {"STALE": 0, "FUSED": 1, "VISIBLE_ONLY": 2, "THERMAL_ONLY": 3}
+    assert in_message == {"STALE": 0, "FUSED": 1, "VISIBLE_ONLY": 2, "THERMAL_ONLY": 3, "LAST_THERMAL": 4}
 
 
 def test_status_survives_serialisation():
@@ -81,6 +81,7 @@ def test_status_has_the_fields_that_its_readers_rely_on():
     types = PerceptionStatus.get_fields_and_field_types()
 
     counters = ("received_rgb", "processed", "paired", "unpaired_rgb", "dropped", "rejected")
+    counters += tuple(f"{name}_thermal" for name in ("received", "processed", "dropped", "rejected"))
     assert {types[name] for name in counters} == {"uint64"}
     stages = ("decode_ms", "pair_wait_ms", "inference_ms", "publish_ms", "total_ms")
     percentiles = ("total_p50_ms", "total_p95_ms", "total_p99_ms")

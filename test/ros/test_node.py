@@ -1,5 +1,6 @@
 """The real node over DDS, with students whose outputs can be computed by hand (test/helpers/tiny_student.py)."""
 
+import json
 import math
 import time
 
@@ -38,6 +39,38 @@ def diagnosis(messages, name: str) -> DiagnosticStatus | None:
     if not messages:
         return None
     return next((status for status in messages[-1].status if status.name.endswith(name)), None)
+
+
+def run_until(vehicle, found, send, more: int = 0) -> PerceptionStatus:
+    """Send frames at 25 Hz until a new status is as wanted, and return it; then `more` frames."""
+    seen = len(vehicle.statuses)
+
+    def look():
+        return next((status for status in vehicle.statuses[seen:] if found(status)), None)
+
+    status = send_until(vehicle, look, send)
+    for _ in range(more):
+        send(vehicle.now_ns())
+        time.sleep(0.04)
+    return status
+
+
+def send_until(vehicle, found, send=None):
+    """Send frames, by default pairs, at 25 Hz until something is found, and return it."""
+    send = send or vehicle.send_pair
+
+    def sent():
+        send(vehicle.now_ns())
+        time.sleep(0.04)
+        return found()
+
+    return poll(sent, "what is sent for")
+
+
+def mode_changes(capfd) -> list[dict]:
+    """Return the changes of the mode in the log."""
+    lines = capfd.readouterr().err.splitlines()
+    return [json.loads(line[line.index("{") :]) for line in lines if '"event": "mode"' in line]
 
 
 def test_configure_activate_frames_deactivate_cleanup_and_again(start_node, vehicle):
@@ -395,7 +428,7 @@ def test_an_image_that_cannot_be_decoded_costs_only_itself(start_node, vehicle, 
 
 
 def test_status_says_stale_while_the_cameras_deliver_but_every_image_is_rejected(start_node, vehicle):
-    start_node()
+    start_node(health__frozen_s=0.0)
     diagnoses = vehicle.listen_to_diagnostics()
     vehicle.start()
     start = vehicle.now_ns()
@@ -416,7 +449,7 @@ def test_status_says_stale_while_the_cameras_deliver_but_every_image_is_rejected
 
     poll(stale, "a status that says so")
     assert all(status.processed == 0 for status in vehicle.statuses)
-    reason = "every RGB image is rejected: the warnings in the log say why"
+    reason = "every image is rejected: the warnings in the log say why"
     poll(
         lambda: stale() and any(reason in s.message for d in diagnoses for s in d.status), "the reason in /diagnostics"
     )
@@ -445,6 +478,113 @@ def test_an_unforeseen_error_costs_one_frame_and_never_the_worker(start_node, ve
     status = vehicle.status_of(second)
     assert (status.rejected, status.processed) == (1, 1)
     assert "MemoryError: out of GPU memory" in capfd.readouterr().err
+
+
+def test_an_error_of_a_publisher_costs_one_frame(start_node, vehicle, monkeypatch):
+    node = start_node()
+    vehicle.start()
+    publish, calls = node._outputs.publish, []
+
+    def fail_once(*arguments):
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise RuntimeError("the middleware is out of memory")
+        return publish(*arguments)
+
+    monkeypatch.setattr(node._outputs, "publish", fail_once)
+    first, second = vehicle.now_ns(), vehicle.now_ns() + 50 * MS
+    vehicle.send_pair(first)
+    poll(lambda: calls, "the first frame")
+    vehicle.send_pair(second)
+    status = vehicle.status_of(second)
+    assert (status.rejected, status.processed) == (1, 1)
+    assert_balanced(status)
+
+
+def test_failures_in_a_row_lead_through_error_processing_to_unconfigured_with_the_reason(
+    start_node, vehicle, monkeypatch, capfd
+):
+    node = start_node(health__failures_in_a_row=4)
+    diagnoses = vehicle.listen_to_diagnostics()
+    vehicle.start()
+    infer, failing = node._pipeline.infer, True
+
+    def fail(work):
+        if failing:
+            raise MemoryError("out of GPU memory")
+        return infer(work)
+
+    monkeypatch.setattr(node._pipeline, "infer", fail)
+    for topic in ("/thermal/image_raw", "/rgb/image_raw"):
+        vehicle.camera(topic)
+    send_until(
+        vehicle,
+        lambda: vehicle.node.count_publishers("/md_perception/status") == 0,
+        lambda stamp: vehicle.send_pair(stamp, matched=False),  # it stops listening in the midst of it
+    )
+    assert vehicle.state() == State.PRIMARY_STATE_UNCONFIGURED
+    reason = "4 frames in a row gave no result; the last: MemoryError('out of GPU memory')"
+    assert f"failed, and unconfigured now: {reason}" in capfd.readouterr().err
+    last = diagnosis(diagnoses, "mode")
+    assert last.level == DiagnosticStatus.ERROR
+    assert reason in last.message
+    assert vehicle.statuses[-1].rejected >= 4
+    assert_balanced(vehicle.statuses[-1])
+    # Nothing of it is left: it can be started again.
+    vehicle.start()
+    stamp = vehicle.now_ns()
+    vehicle.send_pair(stamp)
+    assert vehicle.status_of(stamp).processed == 1
+
+
+def test_a_worker_that_dies_does_not_die_silently(start_node, vehicle, monkeypatch, capfd):
+    node = start_node()
+    vehicle.start()
+    monkeypatch.setattr(node._intake, "processed", lambda: 1 / 0)  # beside the frame, in the counting itself
+    vehicle.send_pair(vehicle.now_ns())
+    poll(lambda: vehicle.node.count_publishers("/md_perception/status") == 0, "the end of the publishers")
+    assert vehicle.state() == State.PRIMARY_STATE_UNCONFIGURED
+    error = capfd.readouterr().err
+    assert "the worker has ended: ZeroDivisionError('division by zero')" in error
+
+
+def test_simulated_time_without_a_clock_is_diagnosed(start_node, vehicle, monkeypatch, capfd):
+    monkeypatch.setattr("md_perception.ros.node.CLOCK_PATIENCE_S", 1.0)
+    start_node(use_sim_time=True)
+    diagnoses = vehicle.listen_to_diagnostics()
+    vehicle.start()
+    found = poll(lambda: diagnosis(diagnoses, "clock"), "the diagnosis")
+    assert found.level == DiagnosticStatus.WARN
+    assert "use_sim_time is true but nobody publishes /clock" in found.message
+    log = ""
+
+    def told() -> bool:
+        nonlocal log
+        log += capfd.readouterr().err
+        return "use_sim_time is true but nobody publishes /clock" in log
+
+    poll(told, "the warning in the log")
+    # Status goes out all the same, at its steady pace.
+    assert poll(lambda: len(vehicle.statuses) >= 3, "statuses")
+    vehicle.simulated_clock()(5_000_000_000)
+    poll(lambda: (s := diagnosis(diagnoses, "clock")) and s.level == DiagnosticStatus.OK, "the end of the warning")
+
+
+def test_integers_serve_where_numbers_are_wanted_and_odd_values_are_warned_of(start_node, vehicle, capfd):
+    node = start_node(pairing__max_wait_s=0.0)
+    assert vehicle.configure()
+    assert "pairing.max_wait_s is 0: an RGB image that comes before its thermal partner" in capfd.readouterr().err
+    (result,) = vehicle.set_parameters(health__timeout_s=2)
+    assert result.successful
+    assert node.get_parameter("health.timeout_s").value == 2.0
+    (result,) = vehicle.set_parameters(health__timeout_s=0.1)
+    assert result.successful
+    assert "health.timeout_s is 0.1: a thermal camera of 8.7 Hz is lost whenever" in capfd.readouterr().err
+    (result,) = vehicle.set_parameters(health__without_thermal="last_thermal")
+    assert result.successful
+    (result,) = vehicle.set_parameters(health__timeout_s=5)
+    assert not result.successful
+    assert "health.last_thermal_age_s 3 must be above health.timeout_s 5" in result.reason
 
 
 def test_every_frame_is_accounted_for_while_the_student_is_too_slow(start_node, vehicle, monkeypatch):
@@ -481,16 +621,96 @@ def test_every_frame_is_accounted_for_while_the_student_is_too_slow(start_node, 
 def test_the_visible_only_student_runs_without_thermal(start_node, vehicle, students):
     start_node(student__visible_file=str(students["visible"]), health__timeout_s=0.3)
     vehicle.start()
-    stamp = vehicle.now_ns()
-    vehicle.send_rgb(stamp)
-    status = vehicle.status_of(stamp)
-    assert status.mode == PerceptionStatus.MODE_VISIBLE_ONLY
+    status = run_until(vehicle, lambda s: s.mode == PerceptionStatus.MODE_VISIBLE_ONLY and s.student, vehicle.send_rgb)
     assert math.isnan(status.pair_offset_s)
-    assert status.processed == 1
+    assert status.faults == ["thermal: silent"]
     stamp = vehicle.now_ns()
     for i in range(5):
         vehicle.send_pair(stamp + i * 40 * MS)
     assert vehicle.status_of(stamp + 4 * 40 * MS).mode == PerceptionStatus.MODE_FUSED
+
+
+def test_thermal_falls_silent_and_comes_back(start_node, vehicle, students, capfd):
+    start_node(student__visible_file=str(students["visible"]), health__timeout_s=0.5, health__recovery_pairs=4)
+    vehicle.start()
+    fused, visible = PerceptionStatus.MODE_FUSED, PerceptionStatus.MODE_VISIBLE_ONLY
+    run_until(vehicle, lambda s: s.mode == fused, vehicle.send_pair)
+    begin = time.monotonic()
+    first = run_until(vehicle, lambda s: s.mode == visible and s.student, vehicle.send_rgb)
+    assert 0.4 < time.monotonic() - begin < 0.5 + soon_s()  # the last thermal image came a moment before
+    later = run_until(vehicle, lambda s: s.processed >= first.processed + 3, vehicle.send_rgb)
+    assert later.pair_wait_ms < 50  # nobody waits for thermal any more (max_wait_s is 150 ms)
+    back = run_until(vehicle, lambda s: s.mode == fused and s.processed > later.processed, vehicle.send_pair)
+    pairs = [s for s in vehicle.statuses if s.mode == visible and s.paired > later.paired]
+    assert back.paired >= later.paired + 4
+    assert len(pairs) >= 1
+    assert_balanced(back, waiting=back.received_rgb - back.processed - back.unpaired_rgb - back.dropped)
+    changes = mode_changes(capfd)
+    assert [(c["from"], c["to"]) for c in changes][:2] == [("STALE", "FUSED"), ("FUSED", "VISIBLE_ONLY")]
+    assert changes[1]["message"].startswith("mode FUSED -> VISIBLE_ONLY: no images on /thermal/image_raw: start the")
+    assert changes[1]["faults"] == ["thermal: silent"]
+    assert changes[1]["counters"]["received"] >= 1
+
+
+def test_rgb_falls_silent_and_the_thermal_only_student_works_in_thermal_pixels(start_node, vehicle, students):
+    start_node(student__thermal_file=str(students["thermal"]), health__timeout_s=0.3)
+    masks = vehicle.listen("/segmentation/mask", Image)
+    overlays = vehicle.listen("/md_perception/overlay", Image)
+    detections = vehicle.listen("/md_perception/detections", Detection2DArray)
+    vehicle.start()
+    run_until(vehicle, lambda s: s.mode == PerceptionStatus.MODE_FUSED, vehicle.send_pair)
+    status = run_until(
+        vehicle, lambda s: s.mode == PerceptionStatus.MODE_THERMAL_ONLY and s.student, vehicle.send_thermal
+    )
+    stamp = header_ns(status)
+    assert status.header.frame_id == "thermal"
+    assert (status.processed_thermal, status.rejected_thermal) == (1, 0)
+    assert status.received_rgb == status.processed + status.unpaired_rgb + status.dropped
+    assert math.isnan(status.pair_offset_s)
+    assert status.faults == ["rgb: silent"]
+    mask, overlay, found = (message_of(messages, stamp) for messages in (masks, overlays, detections))
+    assert mask.header == overlay.header == found.header == status.header
+    assert (mask.width, mask.height, overlay.width, overlay.height) == (16, 12, 16, 12)
+    assert set(mask.data) == {SEGMENTATION.id_of("person")}  # 153 is above 127 everywhere
+    box = found.detections[0].bbox
+    assert (box.center.position.x, box.center.position.y, box.size_x, box.size_y) == (8, 6, 8, 6)
+
+
+def test_the_last_thermal_image_serves_for_a_while_if_wanted(start_node, vehicle):
+    start_node(health__without_thermal="last_thermal", health__timeout_s=0.3, health__last_thermal_age_s=1.5)
+    vehicle.start()
+    held = PerceptionStatus.MODE_LAST_THERMAL
+    run_until(vehicle, lambda s: s.mode == PerceptionStatus.MODE_FUSED, vehicle.send_pair, more=10)
+    status = run_until(vehicle, lambda s: s.mode == held, vehicle.send_rgb)
+    assert status.pair_offset_s < -0.1  # that of an image that waited for a partner
+    run_until(vehicle, lambda s: s.mode == PerceptionStatus.MODE_STALE, vehicle.send_rgb)
+    oldest = min(s.pair_offset_s for s in vehicle.statuses if s.mode == held)
+    assert -1.5 - soon_s() < oldest < -0.5
+
+
+def test_a_frozen_thermal_camera_is_found_out(start_node, vehicle, students):
+    start_node(student__visible_file=str(students["visible"]), health__frozen_s=0.5)
+    diagnoses = vehicle.listen_to_diagnostics()
+    vehicle.start()
+    run_until(vehicle, lambda s: s.mode == PerceptionStatus.MODE_FUSED, vehicle.send_pair)
+    still = np.random.default_rng(0).integers(0, 256, (12, 16), np.uint8)
+
+    def send(stamp_ns: int) -> None:
+        vehicle.camera("/thermal/image_raw").publish(vehicle.image(still, "mono8", stamp_ns, "thermal"))
+        vehicle.send_rgb(stamp_ns)
+
+    begin = time.monotonic()
+    status = run_until(vehicle, lambda s: s.mode == PerceptionStatus.MODE_VISIBLE_ONLY, send)
+    assert 0.4 < time.monotonic() - begin < 0.9 + soon_s()
+    assert status.faults == ["thermal: frozen"]
+    reason = "/thermal/image_raw: frozen: the same picture for"
+    poll(
+        lambda: (
+            send(vehicle.now_ns()) or time.sleep(0.03) or reason in getattr(diagnosis(diagnoses, "mode"), "message", "")
+        ),
+        "the reason in /diagnostics",
+    )
+    run_until(vehicle, lambda s: s.mode == PerceptionStatus.MODE_FUSED, vehicle.send_pair)
 
 
 def test_a_visible_only_student_by_itself_needs_no_thermal_topic(start_node, vehicle, students):

@@ -14,7 +14,9 @@ from md_perception.pipeline import PipelineSettings
 from md_perception.ros import parameters
 from md_perception.ros.parameters import TABLE, ParameterError, Parameters
 from md_perception.sensing.health import HealthSettings
+from md_perception.sensing.misalignment import MisalignmentSettings
 from md_perception.sensing.pairing import PairingSettings
+from md_perception.sensing.registration import RegistrationSettings
 
 YAML = Path(__file__).parents[2] / "config" / "md.yaml"
 DEFAULTS = {declaration.name: declaration.default for declaration in TABLE}
@@ -67,6 +69,7 @@ def test_every_parameter_is_described_and_has_a_field():
 def test_defaults_are_those_of_the_rooms_that_use_them():
     defaults = Parameters.from_values(DEFAULTS)
     assert defaults.pairing_settings() == PairingSettings()
+    assert defaults.misalignment_settings() == MisalignmentSettings()
     assert defaults.health_settings() == HealthSettings()
     assert defaults.pipeline_settings("rgb/image_raw", "thermal/image_raw") == PipelineSettings()
 
@@ -81,6 +84,8 @@ def test_values_reach_the_settings_in_their_units():
         "thermal.range": [270.0, 320.0],
         "thermal.time_constant_s": 2.0,
         "registration.homography": [0.25, 0.0, 1.0, 0.0, 0.25, 2.0, 0.0, 0.0, 1.0],
+        "registration.sizes": [640, 512, 160, 128],
+        "registration.max_shift": 0.03,
         "student.warm_up_rgb_size": [640, 512],
         "student.providers": ["cuda", "cpu"],
     }
@@ -89,10 +94,44 @@ def test_values_reach_the_settings_in_their_units():
     settings = found.pipeline_settings("/cam", "/boson")
     assert settings.thermal.range == (270.0, 320.0)
     assert (settings.thermal.encoding, settings.thermal.time_constant_s) == ("kelvin", 2.0)
-    assert settings.homography == values["registration.homography"]
+    assert settings.registration == RegistrationSettings(
+        homography=values["registration.homography"], sizes=(640, 512, 160, 128)
+    )
+    assert found.misalignment_settings() == MisalignmentSettings(max_shift=0.03)
     assert (settings.rgb_topic, settings.thermal_topic) == ("/cam", "/boson")
     assert (found.rgb_size, found.thermal_size) == ((640, 512), None)
     assert found.session_settings().providers == ("cuda", "cpu")
+
+
+def test_health_reaches_its_settings():
+    values = DEFAULTS | {
+        "health.timeout_s": 0.8,
+        "health.recovery_pairs": 5,
+        "health.frozen_s": 2.0,
+        "health.without_thermal": "last_thermal",
+        "health.last_thermal_age_s": 2.5,
+        "rgb.minimum_rate_hz": 20.0,
+        "thermal.minimum_rate_hz": 8.0,
+    }
+    expected = HealthSettings(0.8, 5, 2.0, "last_thermal", 2.5, rgb_minimum_hz=20.0, thermal_minimum_hz=8.0)
+    assert Parameters.from_values(values).health_settings() == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "warning"),
+    [
+        ("pairing.tolerance_s", 0.0, "only images with equal stamps are partners"),
+        ("pairing.max_wait_s", 0.0, "an RGB image that comes before its thermal partner never gets it"),
+        ("health.timeout_s", 0.1, "a thermal camera of 8.7 Hz is lost whenever it misses an image"),
+    ],
+)
+def test_a_value_that_is_hardly_meant_is_warned_of_with_the_cure(name, value, warning):
+    assert Parameters.from_values(DEFAULTS).warnings() == []
+    (found,) = Parameters.from_values(DEFAULTS | {name: value}).warnings()
+    assert found.startswith(f"{name} is 0")
+    assert warning in found
+    equal_stamps_are_meant = DEFAULTS | {"pairing.policy": "exact", "pairing.tolerance_s": 0.0}
+    assert Parameters.from_values(equal_stamps_are_meant).warnings() == []
 
 
 @pytest.mark.parametrize(
@@ -104,8 +143,14 @@ def test_values_reach_the_settings_in_their_units():
         ("thermal.encoding", "rgb8", "thermal.encoding is 'rgb8': use one of 'auto', 'agc8'"),
         ("thermal.range", [300.0], "thermal.range has 1 elements: 2 are needed"),
         ("thermal.range", [320.0, 270.0], "thermal.range"),
+        ("thermal.range", [270.0, 320.0], "set thermal.encoding to the counts or temperatures"),
+        ("thermal.range", [0.0, 1e300], "thermal.range is 1e+300: it must lie between -1e+09 and 1e+09"),
         ("registration.homography", [1.0] * 9, "is singular"),
         ("registration.homography", [1.0] * 8, "registration.homography has 8 elements: 9 are needed"),
+        ("registration.sizes", [640, 512, 160, 0], "registration.sizes is [640, 512, 160, 0]: give width and height"),
+        ("registration.source", "tf", "registration.source is 'tf': use one of 'homography', 'camera_info_raw'"),
+        ("registration.max_shift", 0.5, "registration.max_shift is 0.5: it must lie between 0.002 and 0.15"),
+        ("health.without_thermal", "go on", "use one of 'stop', 'last_thermal'"),
         ("student.providers", ["gpu"], "unknown execution providers ['gpu']"),
         ("student.warm_up_rgb_size", [640, -1], "student.warm_up_rgb_size is -1: it must lie between 0 and 16384"),
         ("student.warm_up_thermal_size", [0, 120], "student.warm_up_thermal_size is [0, 120]: give width and height"),
@@ -115,6 +160,12 @@ def test_a_bad_value_is_refused_with_the_reason(name, value, reason):
     with pytest.raises(ParameterError) as caught:
         Parameters.from_values(DEFAULTS | {name: value})
     assert reason in str(caught.value)
+
+
+def test_the_topic_follows_from_the_transport():
+    found = Parameters.from_values(DEFAULTS | {"thermal.transport": "compressed"})
+    assert found.image_topic("rgb") == "rgb/image_raw"
+    assert found.image_topic("thermal") == "thermal/image_raw/compressed"
 
 
 @pytest.mark.parametrize(
@@ -129,6 +180,16 @@ def test_an_override_of_a_wrong_type_or_range_is_refused_at_declaration(context,
     node = Node("declared", context=context, parameter_overrides=[Parameter(name, value=value)])
     with pytest.raises(error, match=name):
         parameters.declare(node)
+    node.destroy_node()
+
+
+def test_integers_may_be_set_for_floats(context):
+    node = Node("integers", context=context)
+    parameters.declare(node)
+    results = node.set_parameters([Parameter("health.timeout_s", value=2), Parameter("queue_depth", value="two")])
+    assert [result.successful for result in results] == [True, False]
+    assert node.get_parameter("health.timeout_s").value == 2.0
+    assert isinstance(node.get_parameter("health.timeout_s").value, float)
     node.destroy_node()
 
 

@@ -23,6 +23,7 @@ from md_perception.bags.read import Bag, BagMessage  # noqa: E402
 from md_perception.bags.types import IMAGE, LABEL_INFO, TopicQos, make_header  # noqa: E402
 from md_perception.bags.write import BagError, BagWriter  # noqa: E402
 from md_perception.ros.player import Player, PlayOptions, built_class, qos_profile  # noqa: E402
+from md_perception.ros.publishers import message_class  # noqa: E402
 from md_perception.ros.recorder import RecordedTopic, Recorder  # noqa: E402
 from md_perception.sensing.images import image_fields  # noqa: E402
 
@@ -161,6 +162,42 @@ def test_what_cannot_be_played_is_refused_with_a_reason(node: Node, bag_path: Pa
             player.wait_for_subscribers(threading.Event())
     with pytest.raises(BagError, match="acme_msgs/msg/Anvil is not built here"):
         built_class("acme_msgs/msg/Anvil")
+
+
+def test_a_recorded_clock_and_types_that_are_not_built_are_left_out_and_told(
+    node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "bag"
+    with BagWriter(path) as writer:
+        writer.add_topic("/labels", LABEL_INFO)
+        writer.add_topic("/clock", "rosgraph_msgs/msg/Clock")
+        writer.add_topic("/joints", "sensor_msgs/msg/JointState")
+        types = writer.store.types
+        first = make_header(writer.store, START_NS, "camera")
+        time_ = types["builtin_interfaces/msg/Time"](sec=7, nanosec=0)
+        joints = types["sensor_msgs/msg/JointState"](
+            header=first, name=[], position=np.zeros(0), velocity=np.zeros(0), effort=np.zeros(0)
+        )
+        writer.write("/labels", START_NS, types[LABEL_INFO](header=first, class_map=[], threshold=0.5))
+        writer.write("/clock", START_NS, types["rosgraph_msgs/msg/Clock"](clock=time_))
+        writer.write("/joints", START_NS, joints)
+
+    def built(name: str) -> type:
+        if name == "sensor_msgs/msg/JointState":  # as if it were not
+            raise ImportError("No module named 'sensor_msgs'")
+        return message_class(name)
+
+    monkeypatch.setattr("md_perception.ros.player.message_class", built)
+    with Bag(path) as bag:
+        player = Player(node, bag, PlayOptions())
+        assert set(player.left_out) == {"/clock", "/joints"}
+        assert "the player publishes its own" in player.left_out["/clock"]
+        assert "sensor_msgs/msg/JointState is not built here" in player.left_out["/joints"]
+        assert player.play(threading.Event()).counts == {"/labels": 1}
+        with pytest.raises(BagError, match="JointState is not built here"):
+            Player(node, bag, PlayOptions(topics=("/joints", "/labels")))
+        with pytest.raises(BagError, match="a recorded /clock cannot be played"):
+            Player(node, bag, PlayOptions(topics=("/clock",)))
 
 
 def test_a_stopped_player_stops_at_once(node: Node, bag_path: Path) -> None:
