@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial, wraps
 from pathlib import Path
@@ -77,7 +77,7 @@ def train(
 
 
 def evaluate(
-    file: tyro.conf.Positional[Path],
+    file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")],
     data: Path | None = None,
     split: str = "",
     scenes: int = 300,
@@ -126,6 +126,7 @@ def evaluate(
     if file.suffix == ".onnx":
         student = Student.load(file)
         thermal, classes, in_rgb = student.manifest.thermal, student.manifest.detection_classes, student.uses_rgb
+        tasks = student.manifest.tasks
         source = SceneData(camera_size=student.manifest.camera_size)
         source = source if thermal is None else replace(source, thermal_size=thermal.sensor_size)
         sensor = None if thermal is None else thermal.sensor_size
@@ -134,7 +135,8 @@ def evaluate(
         trained = load(file)
         log.info("%s: run %s, step %d", file, trained.run_id, trained.step)
         source, sensor, in_rgb = trained.run.data, trained.run.data.thermal_size, True
-        classes = trained.run.network.detection_classes if "detection" in trained.run.network.tasks else ()
+        tasks = trained.run.network.tasks
+        classes = trained.run.network.detection_classes if "detection" in tasks else ()
         answer = partial(answers, trained.network.to(device))
     if detections_out is not None and not (in_rgb and miss_rate_class in classes):
         raise ValueError(f"--detections-out: {file} does not detect {miss_rate_class} in RGB images")
@@ -150,6 +152,12 @@ def evaluate(
             assert isinstance(source, PairSource)
             pairs = source.evaluation()
         shown, samples = HeldOutPairs(pairs), (pairs[index] for index in range(len(pairs)))
+    annotated = {"detection": shown.detection_classes, "segmentation": shown.segmentation_classes}
+    if not any(annotated[task] for task in tasks):
+        raise _nothing_to_score(shown.title, tasks)
+    for task in tasks:
+        if not annotated[task]:
+            log.warning("%s has no truth of %s: it is not scored", shown.title, task)
     if classes and (unknown := set(shown.detection_classes) - set(classes)):
         log.warning("%s has %s, which %s does not detect: AP 0", shown.title, ", ".join(sorted(unknown)), file)
     console = Console(stderr=True)
@@ -163,14 +171,24 @@ def evaluate(
     if curves:
         figures |= {curve.name: curve.miss_rate for curve in curves.values() if curve.miss_rate is not None}
         print(f"{table(curves.values())}\n")
+    if not figures:  # what the set annotates is not in these images
+        raise _nothing_to_score(shown.title, tasks)
     if json_out is not None:
         json_out.write_text(json.dumps(figures, indent=2) + "\n")
     if trained is not None:
         set_metrics(file, figures if data is None else trained.metrics | figures)
 
 
+def _nothing_to_score(title: str, tasks: Sequence[str]) -> ValueError:
+    from md_training.data.splits import DataError
+
+    return DataError(
+        f"{title} has no truth of {' and '.join(tasks)}, which is all that the network does: --data names another set"
+    )
+
+
 def export(
-    checkpoint: tyro.conf.Positional[Path],
+    checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")],
     out: Path,
     name: str = "",
     compress_weights: bool = False,
@@ -182,7 +200,7 @@ def export(
 
     Args:
         checkpoint: A checkpoint.pt of a training run.
-        out: The ONNX file to write.
+        out: The ONNX file to write, NAME.onnx.
         name: Name in the manifest; by default that of the run.
         compress_weights: Store the weights as int8 per output channel, a quarter of the size.
         score_threshold: Detections below it are left out in the graph; the node's own threshold can only be higher.
@@ -191,9 +209,14 @@ def export(
     from md_training.export import export as run_export
     from md_training.model_card import write_model_card
 
+    card = out.with_suffix(".md")
+    if out.suffix != ".onnx":
+        raise ValueError(f"--out {out}: the node takes .onnx files, name it {out.with_suffix('.onnx').name}")
+    if checkpoint.resolve() in (out.resolve(), card.resolve()):
+        raise ValueError(f"--out {out}: the file or its card, {card.name}, would replace the checkpoint {checkpoint}")
     trained = load(checkpoint)
     manifest = run_export(trained, out, name=name, compress_weights=compress_weights, score_threshold=score_threshold)
-    write_model_card(out.with_suffix(".md"), out, manifest, trained)
+    write_model_card(card, out, manifest, trained)
 
 
 def _train_command(arguments: list[str]) -> Callable[..., None]:

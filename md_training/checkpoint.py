@@ -1,6 +1,7 @@
 """Checkpoints: written atomically, read without running code."""
 
 import os
+import shutil
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,19 @@ from md_training.models.networks import Network, make_network
 from md_training.presets import Run
 
 FORMAT = 1
+
+_KINDS: dict[str, type] = {
+    "run": dict,
+    "run_id": str,
+    "step": int,
+    "network": dict,
+    "metrics": dict,
+    "git_revision": str,
+    "teachers": list,
+    "training_data": str,
+    "split_hashes": dict,
+}
+_LATER: dict[str, Any] = {"teachers": [], "training_data": "", "split_hashes": {}}  # files of before lack them
 
 
 class CheckpointError(ValueError):
@@ -43,17 +57,23 @@ class Progress:
 
     optimiser: its state dict. trained: the weights that are trained, where the network holds their moving average, with
     its count of updates. window: the terms of the steps since the last line of the log. What is random in a step
-    follows from the run's seed and the step.
+    follows from the run's seed and the step. silent: terms of the loss without a gradient so far, of steps_checked;
+    None before the first step.
     """
 
     optimiser: dict[str, Any]
     trained: dict[str, torch.Tensor] | None
     averaged_steps: int
     window: tuple[dict[str, float], ...]
+    silent: tuple[str, ...] | None = None
+    steps_checked: int = 0
 
 
 def save(path: Path, checkpoint: Checkpoint, progress: Progress | None = None) -> None:
-    """Write the file beside its place and move it there, so that a killed process leaves the last one intact."""
+    """Write the file beside its place and move it there, so that a killed process leaves the last one intact.
+
+    Raises OSError, and leaves the last one, too, where it cannot be written.
+    """
     content = {
         "format": FORMAT,
         "run": checkpoint.run.to_json(),
@@ -73,12 +93,14 @@ def save(path: Path, checkpoint: Checkpoint, progress: Progress | None = None) -
             "trained": progress.trained,
             "averaged_steps": progress.averaged_steps,
             "window": list(progress.window),
+            "silent": None if progress.silent is None else list(progress.silent),
+            "steps_checked": progress.steps_checked,
         }
     _write(path, content)
 
 
 def set_metrics(path: Path, metrics: dict[str, float]) -> None:
-    """Replace the figures in a checkpoint file and leave the rest of it as it is; raises as `load` does."""
+    """Replace the figures in a checkpoint file and leave the rest of it as it is; raises as `load` and `save` do."""
     _write(path, _read(path) | {"metrics": metrics})
 
 
@@ -93,8 +115,10 @@ def load(path: Path) -> Checkpoint:
         run = Run.from_json(content["run"])
         network = make_network(run.network)
         network.load_state_dict(content["network"])
-    except (KeyError, ValueError, RuntimeError) as error:
+    except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
+    except (AttributeError, KeyError, RuntimeError, TypeError) as error:
+        raise CheckpointError(f"{path}: its weights are not those of the network in its settings") from error
     return Checkpoint(
         run,
         content["run_id"],
@@ -102,9 +126,9 @@ def load(path: Path) -> Checkpoint:
         network.eval(),
         content["metrics"],
         content["git_revision"],
-        tuple(content.get("teachers", ())),
-        content.get("training_data", ""),
-        content.get("split_hashes", {}),
+        tuple(content["teachers"]),
+        content["training_data"],
+        content["split_hashes"],
     )
 
 
@@ -113,12 +137,18 @@ def load_progress(path: Path) -> Progress:
     content = _read(path)
     if content.get("optimiser") is None or "window" not in content:
         raise CheckpointError(f"{path} holds no state of the training: it cannot be resumed, only used")
-    return Progress(
-        content["optimiser"],
-        content["trained"],
-        content["averaged_steps"],
-        tuple(content["window"]),
-    )
+    try:
+        silent = content.get("silent")
+        return Progress(
+            content["optimiser"],
+            content["trained"],
+            content["averaged_steps"],
+            tuple(content["window"]),
+            None if silent is None else tuple(silent),
+            content.get("steps_checked", 0),
+        )
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} holds a damaged state of the training: {error}") from error
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -126,17 +156,31 @@ def _read(path: Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: there is no such checkpoint") from None
-    except Exception as error:
-        raise CheckpointError(f"{path} cannot be read as a checkpoint of tensors and plain values: {error}") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+    except Exception as error:  # PyTorch's text is a page, and recommends to read the file in spite of it
+        raise CheckpointError(
+            f"{path} cannot be read as a checkpoint of tensors and plain values: it is another kind of file, or damaged"
+        ) from error
+    known = content.get("format") if isinstance(content, dict) else None
+    if type(known) is not int or known != FORMAT:  # of a tensor, != would be one, too
         raise CheckpointError(f"{path} is no md_training checkpoint of format {FORMAT}; was it written by `train`?")
+    content = _LATER | content
+    if wrong := [name for name, kind in _KINDS.items() if not isinstance(content.get(name), kind)]:
+        raise CheckpointError(f"{path} is no whole checkpoint ({', '.join(wrong)}): was it changed after `train`?")
     return content
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    part = path.with_name(path.name + ".part")
-    torch.save(content, part)
-    os.replace(part, path)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        torch.save(content, part)
+        os.replace(part, path)
+    except (OSError, RuntimeError) as error:  # PyTorch's writer raises RuntimeError
+        free = shutil.disk_usage(path.parent).free // 2**20
+        raise OSError(f"{path} cannot be written ({free} MB free): disk full or read-only?") from error
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def git_revision() -> str:

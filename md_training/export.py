@@ -108,8 +108,11 @@ def export(
 
     name: in the manifest; by default the run's. compress_weights: int8 weights per output channel, dequantised in the
     graph. samples: what the file is checked on, by default a few held-out scenes.
-    Raises ExportError, and writes nothing, where torch and ONNX Runtime disagree beyond the tolerances above.
+    Raises ValueError for a score threshold outside 0..1, and ExportError, with nothing written, where torch and ONNX
+    Runtime disagree beyond the tolerances above.
     """
+    if not 0 <= score_threshold <= 1:
+        raise ValueError(f"score threshold {score_threshold:g}: scores are probabilities, choose one from 0 to 1")
     run = checkpoint.run
     reference = inference_copy(checkpoint.network).cpu()
     folded = fold_batch_norm(copy.deepcopy(reference))

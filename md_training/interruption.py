@@ -12,12 +12,17 @@ from types import FrameType, TracebackType
 import torch
 
 from md_training.checkpoint import load
+from md_training.data.splits import DataError
+from md_training.loader import LoaderError
 from md_training.presets import Run
 
 log = logging.getLogger(__name__)
 
 ECHO_S = 2.0
 """A launcher may pass a signal on that has reached the process already: within this time it counts once."""
+
+MENDABLE = (DataError, LoaderError, OSError)
+"""Errors whose cause is outside of the run's settings: the same run can go on once it is mended."""
 
 
 class OutOfMemory(RuntimeError):
@@ -69,9 +74,8 @@ def last_checkpoint_named(run: Run, path: Path, device: torch.device) -> Iterato
     except Exception as error:
         left = f"{path} of step {load(path).step} is intact" if path.exists() else "no checkpoint was written yet"
         if not is_out_of_memory(error):
-            log.error(
-                "the training stops; %s", f"{left}: mend the cause and go on with --resume" if path.exists() else left
-            )
+            goes_on = path.exists() and isinstance(error, MENDABLE)
+            log.error("the training stops; %s%s", left, ": mend the cause and go on with --resume" if goes_on else "")
             raise
         width, height = run.network.input_size
         raise OutOfMemory(

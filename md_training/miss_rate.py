@@ -30,18 +30,22 @@ def read_results(path: Path, images: int) -> list[ScoredBoxes]:
 
     A line is `image,left,top,width,height,score`, by commas or blanks: image numbers from 1 in the order of the test
     list, boxes in px, 1-based (0-based corners plus 1). Empty lines are skipped.
-    Raises ValueError, with the line, where it is not six finite numbers or the image's number is not 1..images.
+    Raises ValueError, with the line, where it is not six finite numbers or the image's number is not 1..images, and
+    where the file is no text.
     """
     rows: list[list[list[float]]] = [[] for _ in range(images)]
-    with path.open() as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                image, row = _result(line, images)
-            except ValueError as error:
-                raise ValueError(f"{path}, line {number}: {error}") from None
-            rows[image - 1].append(row)
+    try:
+        text = path.read_text("utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is no text: expected a line image,left,top,width,height,score a detection") from None
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            image, row = _result(line, images)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}") from None
+        rows[image - 1].append(row)
     arrays = [np.array(of_image, np.float64).reshape(-1, 5) for of_image in rows]
     return [ScoredBoxes(array[:, :4], array[:, 4]) for array in arrays]
 

@@ -85,6 +85,8 @@ class Run:
     def __post_init__(self) -> None:
         if min(self.log_every, self.evaluate_every, self.checkpoint_every) < 1:
             raise ValueError("log_every, evaluate_every and checkpoint_every are steps: at least 1")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed {self.seed}: 0 or more, below 2**63")
         if self.teachers and self.network.architecture != "one_stream":
             raise ValueError(f"teachers teach a one_stream student, not a {self.network.architecture} network")
         if isinstance(self.data, UnlabelledData) and self.distillation.task_loss == "labels":

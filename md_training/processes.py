@@ -4,6 +4,7 @@ Several processes share each batch out; every gradient and every logged term is 
 """
 
 import os
+import re
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
@@ -91,6 +92,8 @@ def join(device: str = "cpu") -> Processes:
     device: `cpu`, `cuda`, or, for a process alone, `cuda:N`. Raises ValueError where it is not there, or Accelerate is
     not installed.
     """
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise ValueError(f"device {device}: use cpu, cuda or cuda:N")
     place = torch.device(device)
     if place.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {device}: PyTorch sees no CUDA GPU here; --device cpu, or look at its installation")

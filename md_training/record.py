@@ -1,9 +1,11 @@
-"""What the first process of a training leaves in the run's folder: figures, events and checkpoints."""
+"""What the first process of a training leaves in the run's folder: settings, figures, events and checkpoints."""
 
+import fcntl
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -17,9 +19,30 @@ from md_training.evaluate import evaluate
 from md_training.progress import Report, display
 
 if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
     from md_training.train import Trainer
 
 log = logging.getLogger(__name__)
+
+CHECKPOINT, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
+"""In the run's folder: its last checkpoint, and that of the run that was there before."""
+
+
+@contextmanager
+def only_training(folder: Path) -> Iterator[None]:
+    """Hold a folder for this process. Raises ValueError where another one holds it."""
+    # Of the kind that forked workers do not inherit, so that it ends with this process however it ends.
+    with (folder / "train.lock").open("a") as lock:
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            raise ValueError(
+                f"{folder}: another training writes here; wait for its end, or name another folder"
+            ) from None
+        except OSError as error:
+            log.warning("%s cannot be locked (%s): make sure that no other training writes there", folder, error)
+        yield
 
 
 class Record:
@@ -31,11 +54,20 @@ class Record:
     def __init__(
         self, folder: Path, checkpoint: Checkpoint, held_out: Sequence[Sample], tensorboard: bool = False
     ) -> None:
-        """held_out: samples to evaluate on; none, no evaluation. Raises as RunLog does."""
+        """Of a run that begins, write run.json and put an earlier run's checkpoint aside.
+
+        held_out: samples to evaluate on; none, no evaluation. Raises ValueError, with the folder as it was, where
+        TensorBoard is wanted and not installed.
+        """
         self.checkpoint = checkpoint
-        self.path = folder / "checkpoint.pt"
+        self.path = folder / CHECKPOINT
         self._run, self._held_out = checkpoint.run, held_out
-        self._log = RunLog(folder, checkpoint.step, tensorboard)
+        events = event_writer(folder, checkpoint.step) if tensorboard else None
+        if checkpoint.step == 0:
+            _begin(folder, checkpoint)
+        for part in folder.glob(f"{CHECKPOINT}.*.part"):  # of a killed process
+            part.unlink()
+        self._log = RunLog(folder, checkpoint.step, events)
         self._display = display(checkpoint.run.name, checkpoint.run.optimisation.steps, checkpoint.step)
         self._first = self._logged = checkpoint.step
         self._started = self._logged_at = time.monotonic()
@@ -85,27 +117,36 @@ class Record:
         self._logged_at += time.monotonic() - began  # not part of the speed
 
 
+def _begin(folder: Path, checkpoint: Checkpoint) -> None:
+    settings = checkpoint.run.to_json()
+    record = {"run_id": checkpoint.run_id, "git_revision": checkpoint.git_revision, "run": settings}
+    (folder / "run.json").write_text(json.dumps(record, indent=2) + "\n")
+    if (folder / CHECKPOINT).exists():  # of an earlier run: nobody is to take it for this one's
+        (folder / CHECKPOINT).replace(folder / PREVIOUS)
+    log.info("run %s\n%s", checkpoint.run_id, json.dumps(settings, indent=2))
+
+
+def event_writer(folder: Path, after_step: int) -> "SummaryWriter":
+    """Return the writer of TensorBoard's events. Raises ValueError where it is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ValueError(f"TensorBoard: {error}; pip install tensorboard, or --no-tensorboard") from None
+    return SummaryWriter(str(folder), purge_step=after_step + 1 if after_step else None)
+
+
 class RunLog:
     """metrics.jsonl and, if wanted, TensorBoard's events of one folder."""
 
-    def __init__(self, folder: Path, after_step: int, tensorboard: bool) -> None:
-        """after_step: of a run that goes on; what an earlier process wrote beyond it is dropped. 0 starts anew.
-
-        Raises ValueError where TensorBoard is wanted and not installed.
-        """
+    def __init__(self, folder: Path, after_step: int, events: "SummaryWriter | None") -> None:
+        """after_step: of a run that goes on; what an earlier process wrote beyond it is dropped. 0 starts anew."""
         path = folder / "metrics.jsonl"
         kept = path.read_text().splitlines(keepends=True) if after_step and path.exists() else []
         # A killed process may have left half a line.
         kept = [line for line in kept if line.endswith("\n") and json.loads(line)["step"] <= after_step]
         path.write_text("".join(kept))
         self._metrics = path.open("a")
-        self._events = None
-        if tensorboard:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError as error:
-                raise ValueError(f"TensorBoard: {error}; pip install tensorboard, or --no-tensorboard") from None
-            self._events = SummaryWriter(str(folder), purge_step=after_step + 1 if after_step else None)
+        self._events = events
 
     def close(self) -> None:
         self._metrics.close()

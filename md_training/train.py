@@ -4,7 +4,6 @@ A run leaves in its folder run.json, metrics.jsonl (one line per logged step and
 wanted, TensorBoard's events.
 """
 
-import json
 import logging
 import math
 from collections.abc import Iterable, Sequence
@@ -12,6 +11,7 @@ from contextlib import ExitStack, closing
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ from md_training.models.joint import JointBranch
 from md_training.models.networks import Network, make_network, multiply_accumulates, parameter_count, select_inputs
 from md_training.presets import Optimisation, Run
 from md_training.processes import ALONE, Processes, join, with_batch_norm
-from md_training.record import Record
+from md_training.record import CHECKPOINT, PREVIOUS, Record, only_training
 from md_training.sanity import check_batch, check_first_loss
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ CLASS_WEIGHT_LIMIT = 10.0
 COUNTED_SAMPLES = 1000
 """Samples whose pixels are counted for the weights of the classes, at most; evenly spread."""
 GRADIENT_CHECK_STEPS = 20
-"""Steps within which every term of the loss has to have had a gradient."""
+"""Steps within which every term of the loss has to have had a gradient; a shorter run has until its end."""
 MAY_BE_SILENT = "gaff_inter"
 """End of the name of the term that has none as long as neither camera's mask is the better one anywhere."""
 
@@ -68,38 +68,47 @@ def train(
     write events beside metrics.jsonl. stop_after: write a checkpoint after this step, and return; to be resumed.
     Raises LossError, with all terms, where the loss is not finite or a term never has a gradient; OutOfMemory;
     DataError where a file is damaged; LoaderError where a worker has died. The last checkpoint stays.
-    Raises ValueError where the run to be resumed is another one, CheckpointError where a teacher is missing.
+    Raises ValueError where the run to be resumed is another one or another training writes into the folder,
+    CheckpointError where a teacher is missing. A start that fails leaves an earlier run in the folder as it is.
     """
     processes = join(device)
     folder.mkdir(parents=True, exist_ok=True)
-    network, checkpoint, progress = _begun(run, folder, resume, processes)
-    teachers = load_teachers(run)
-    settings, with_truth = run.network, run.distillation.task_loss == "labels"
-    data = training_data(
-        run.data, settings.tasks, settings.detection_classes, settings.input_size, workers, bool(teachers), with_truth
-    )
-    log.info("training data: %s", data.description)
-    trainer = Trainer(
-        network, run, processes, [teacher.network for teacher in teachers], class_weights(run, data.samples)
-    )
-    if progress is not None:
-        trainer.restore(checkpoint.network, progress)
-    checkpoint = replace(
-        checkpoint,
-        network=trainer.result,
-        teachers=tuple(dict.fromkeys(teacher.run_id for teacher in teachers)),
-        training_data=data.description,
-        split_hashes=data.split_hashes,
-    )
-    batches = Batches(data.samples, run, processes)
-    final = min(run.optimisation.steps, stop_after or run.optimisation.steps)
-    steps = range(checkpoint.step + 1, final + 1)
     with ExitStack() as stack:
-        record = None
         if processes.first:
+            stack.enter_context(only_training(folder))
+        network, checkpoint, progress = _begun(run, folder, resume)
+        teachers = load_teachers(run)
+        settings, with_truth = run.network, run.distillation.task_loss == "labels"
+        data = training_data(
+            run.data,
+            settings.tasks,
+            settings.detection_classes,
+            settings.input_size,
+            workers,
+            bool(teachers),
+            with_truth,
+        )
+        log.info("training data: %s", data.description)
+        trainer = Trainer(
+            network, run, processes, [teacher.network for teacher in teachers], class_weights(run, data.samples)
+        )
+        if progress is not None:
+            trainer.restore(checkpoint.network, progress)
+        checkpoint = replace(
+            checkpoint,
+            network=trainer.result,
+            teachers=tuple(dict.fromkeys(teacher.run_id for teacher in teachers)),
+            training_data=data.description,
+            split_hashes=data.split_hashes,
+        )
+        batches = Batches(data.samples, run, processes)
+        final = min(run.optimisation.steps, stop_after or run.optimisation.steps)
+        steps = range(checkpoint.step + 1, final + 1)
+        record = None
+        if processes.first:  # from here on the folder is this run's; what can be wrong with its settings comes before
             record = stack.enter_context(Record(folder, checkpoint, evaluation_samples(run.data), tensorboard))
         stop = stack.enter_context(StopRequest())
-        stack.enter_context(last_checkpoint_named(run, folder / "checkpoint.pt", processes.device))
+        stack.enter_context(last_checkpoint_named(run, folder / CHECKPOINT, processes.device))
         served_batches = stack.enter_context(closing(served(batches, steps, workers, processes.device)))
 
         for step, batch in zip(steps, served_batches, strict=True):
@@ -112,17 +121,22 @@ def train(
                 break
 
     processes.wait()
-    log.info("%s is written, after step %d of %d", folder / "checkpoint.pt", checkpoint.step, run.optimisation.steps)
+    log.info("%s is written, after step %d of %d", folder / CHECKPOINT, checkpoint.step, run.optimisation.steps)
     if checkpoint.step < final:
         log.info("%s has stopped the training: --resume goes on", stop.name or "a signal to another process")
     return checkpoint
 
 
-def _begun(run: Run, folder: Path, resume: bool, processes: Processes) -> tuple[Network, Checkpoint, Progress | None]:
+def _begun(run: Run, folder: Path, resume: bool) -> tuple[Network, Checkpoint, Progress | None]:
     """Return the network with its first weights and a checkpoint of step 0; or, of a run that goes on, a network, the
     folder's checkpoint and what the trainer needs to go on from it.
     """
-    path = folder / "checkpoint.pt"
+    path = folder / CHECKPOINT
+    if resume and not path.exists() and (folder / PREVIOUS).exists():
+        raise ValueError(
+            f"{folder} has no {CHECKPOINT} to go on from, only the {PREVIOUS} of an earlier run: rename that one to go "
+            "on with it, or start anew without --resume"
+        )
     torch.manual_seed(run.seed)
     network = make_network(run.network)
     log.info(
@@ -138,27 +152,32 @@ def _begun(run: Run, folder: Path, resume: bool, processes: Processes) -> tuple[
     for backbone in network.backbones():
         initialise(backbone, run.backbone_weights)
     run_id = f"{run.name}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
-    checkpoint = Checkpoint(run, run_id, 0, network, {}, git_revision())
-    if processes.first:
-        if path.exists():  # of an earlier run: nobody is to take it for this one's
-            path.replace(path.with_name("checkpoint.previous.pt"))
-        record = {"run_id": run_id, "git_revision": checkpoint.git_revision, "run": run.to_json()}
-        (folder / "run.json").write_text(json.dumps(record, indent=2) + "\n")
-        log.info("run %s\n%s", run_id, json.dumps(run.to_json(), indent=2))
-    return network, checkpoint, None
+    return network, Checkpoint(run, run_id, 0, network, {}, git_revision()), None
 
 
 def _to_be_resumed(path: Path, run: Run) -> Checkpoint:
     """Return the checkpoint; raise ValueError, with the settings that differ, where it is of another run."""
     checkpoint = load(path)
     if checkpoint.run != run:
-        there, wanted = checkpoint.run.to_json(), run.to_json()
-        differing = [key for key in wanted if there.get(key) != wanted[key]]
+        there, wanted = _dotted(checkpoint.run.to_json()), _dotted(run.to_json())
+        differing = [
+            f"{key} {there.get(key, 'unset')} -> {wanted.get(key, 'unset')}"
+            for key in dict.fromkeys([*there, *wanted])
+            if there.get(key, "unset") != wanted.get(key, "unset")
+        ]
         raise ValueError(
             f"{path} is of a run with other settings ({', '.join(differing)}): resume with the same ones, or name "
             "another folder"
         )
     return checkpoint
+
+
+def _dotted(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings as one dict, by their dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _dotted(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
 
 
 def load_teachers(run: Run) -> list[Checkpoint]:
@@ -229,6 +248,7 @@ class Trainer:
         self.window: list[dict[str, float]] = []
         self._silent: set[str] | None = None  # terms without a gradient so far; None before the first step
         self._steps_checked = 0
+        self._begun = False
 
     @property
     def result(self) -> Network:
@@ -249,10 +269,11 @@ class Trainer:
         means = self.processes.mean(torch.stack(list(losses.values())))
         terms = dict(zip(losses, means.tolist(), strict=True))
         check_finite(terms)
-        if self._silent is None:
+        if not self._begun:
             check_batch(batch, self.network)
             check_first_loss(terms)
-        self._check_gradients(losses)
+            self._begun = True
+        self._check_gradients(losses, last=step == optimisation.steps)
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(step, optimisation)
         self.optimiser.zero_grad()
@@ -289,8 +310,11 @@ class Trainer:
                 if isinstance(module, _BatchNorm):
                     module.eval()
 
-    def _check_gradients(self, losses: dict[str, Tensor]) -> None:
-        """Raise LossError where, over the first steps, a term of the loss never had a gradient in any process."""
+    def _check_gradients(self, losses: dict[str, Tensor], last: bool) -> None:
+        """Raise LossError where, over the first steps, a term of the loss never had a gradient in any process.
+
+        last: the run ends with this step, and so does the check.
+        """
         if self._silent is None:
             self._silent = {name for name in losses if not name.endswith(MAY_BE_SILENT)}
         if not self._silent:
@@ -300,7 +324,7 @@ class Trainer:
         found = self.processes.mean(torch.tensor([norms[name] for name in names], device=self.device)).tolist()
         self._silent = {name for name, norm in zip(names, found, strict=True) if norm == 0}
         self._steps_checked += 1
-        if self._silent and self._steps_checked >= GRADIENT_CHECK_STEPS:
+        if self._silent and (last or self._steps_checked >= GRADIENT_CHECK_STEPS):
             raise LossError(
                 f"{', '.join(sorted(self._silent))}: no gradient in {self._steps_checked} steps: configured in "
                 "vain; look whether the data have the truth it needs, or leave it out"
@@ -313,6 +337,8 @@ class Trainer:
             trained=None if self.average is None else self.network.state_dict(),
             averaged_steps=0 if self.average is None else int(self.average.n_averaged),
             window=tuple(self.window),
+            silent=None if self._silent is None else tuple(sorted(self._silent)),
+            steps_checked=self._steps_checked,
         )
 
     def restore(self, result: Network, progress: Progress) -> None:
@@ -324,6 +350,8 @@ class Trainer:
             self.average.n_averaged.fill_(progress.averaged_steps)
         self.optimiser.load_state_dict(progress.optimiser)
         self.window = list(progress.window)
+        self._silent = None if progress.silent is None else set(progress.silent)
+        self._steps_checked = progress.steps_checked
 
 
 def _freeze_attention(network: Network) -> None:

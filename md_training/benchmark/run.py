@@ -10,7 +10,7 @@ from functools import partial
 
 import torch
 
-from md_perception.inference.session import SessionSettings
+from md_perception.inference.session import SessionSettings, Student
 from md_training.benchmark.command import Settings
 from md_training.benchmark.contestants import (
     DTYPES,
@@ -36,8 +36,10 @@ def benchmark(
 ) -> Report:
     """Count and measure. change: of every network's settings, e.g. to another width.
 
-    Raises ValueError where the device is not there.
+    Raises ValueError where the device is not there, StudentError or ManifestError for a file that cannot be read.
     """
+    for path in settings.files:
+        Student.load(path, SessionSettings(("cpu",)))
     necks, tasks, kinds = (NECKS, TASKS, KINDS) if settings.costs else (settings.necks, settings.tasks, settings.kinds)
     subjects = [subject(kind, task, neck) for neck in necks for task in tasks for kind in kinds]
     cost_rows = all_costs(subjects, settings.input_size, settings.batch, change)

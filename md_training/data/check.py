@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import tyro
@@ -58,7 +58,8 @@ class ListReport:
 class Report:
     """What was found. problems: kind -> texts; any makes the set unusable. notes: texts.
 
-    sizes: "640x512 + 640x512" (RGB + thermal) -> pairs. objects, ignored: class -> boxes. pixels: class -> mask pixels.
+    sizes: "640x512 + 640x512" (RGB + thermal) -> pairs. objects, ignored: class -> boxes. empty: pairs of a set with
+    boxes that have none. masks: pairs with a mask. pixels: class -> mask pixels.
     tasks: what it can teach, for people.
     """
 
@@ -99,7 +100,7 @@ class Report:
         sizes = sorted(self.sizes.items(), key=lambda entry: -entry[1])
         lines += [f"  size {size} (RGB + thermal): {count}" for size, count in sizes[:SHOWN]]
         lines += [f"  and {len(sizes) - SHOWN} other sizes"] if len(sizes) > SHOWN else []
-        if self.objects or self.ignored:
+        if self.objects or self.ignored or self.empty:
             classes = [name for name in DETECTION.classes if name in self.objects or name in self.ignored]
             lines += [
                 f"  boxes of {name}: {self.objects.get(name, 0)}, and {self.ignored.get(name, 0)} ignored"
@@ -120,8 +121,9 @@ class Report:
 @dataclass(frozen=True)
 class _Pair:
     """What reading one pair gave; no image, for all pairs are held. problems: (kind, text). digests: file -> SHA-256 of
-    its content. labels: (id, ignored) of each box, None where the truth cannot be read. pixels: int64 (256,), how often
-    each mask value is there. mirrored: hashes of the pixels as they are and mirrored, for MFNet."""
+    its content. labels: (id, ignored) of each box, None where there is no truth of boxes or it cannot be read. pixels:
+    int64 (256,), how often each mask value is there. mirrored: hashes of the pixels as they are and mirrored, for
+    MFNet."""
 
     name: str
     problems: tuple[tuple[str, str], ...]
@@ -172,7 +174,7 @@ def check(
             if what != "missing" or pair.name in named:
                 problems[what].append(text)
     _count(report, found)
-    report.tasks = _tasks(readers, report)
+    report.tasks, without = _tasks(readers, report)
     problems["labels"] += _not_annotated([reader for reader in readers if reader.split.name not in absent])
     problems["duplicates"] += _duplicates(report, found, kind) + _leaks(readers)
     report.notes += _notes(root, kind, readers, bool(splits))
@@ -180,6 +182,10 @@ def check(
         parts = [reader.split.name for reader in readers if reader.split.name not in absent]
         here = "available" if kind == "kaist" else " ".join(parts) if absent else ""
         report.notes += [f"to check only what is here: --split {here}"] if here else []
+    if without and (report.objects or report.masks):
+        report.notes.append(without)
+    elif without and not any(problems.values()):  # else that is why
+        problems["labels"].append(f"{without}: there is no detection to learn")
     for reader in readers if keep_record else []:
         if reader.split.status == "counted" and not record(root, kind, reader.split):
             report.notes.append(f"the hash of {reader.split.name} could not be written to {root / RECORD}")
@@ -189,7 +195,7 @@ def check(
 
 def data_command(
     command: tyro.conf.Positional[Literal["check"]],
-    root: tyro.conf.Positional[Path],
+    root: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="ROOT")],
     kind: Kind = "auto",
     split: tuple[str, ...] = (),
     annotations: str = "auto",
@@ -305,7 +311,9 @@ def _read(reader: PairData, name: str) -> _Pair:
         tuple(problems),
         digests,
         f"{rgb.shape[1]}x{rgb.shape[0]} + {thermal.shape[1]}x{thermal.shape[0]}",
-        None if truth is None else tuple(zip(truth.labels.tolist(), truth.ignored.tolist(), strict=True)),
+        tuple(zip(truth.labels.tolist(), truth.ignored.tolist(), strict=True))
+        if truth is not None and reader.detection_classes
+        else None,
         None if truth is None or truth.mask is None else np.bincount(truth.mask.ravel(), minlength=256),
         (_pixel_hash(rgb), _pixel_hash(rgb[:, ::-1])) if isinstance(reader, MfnetPairs) else None,
     )
@@ -338,11 +346,14 @@ def _absent(readers: Sequence[PairData], found: Sequence[_Pair]) -> dict[str, st
     }
 
 
-def _tasks(readers: Sequence[PairData], report: Report) -> list[str]:
-    """Return what the readers' labels can teach, for people."""
-    classes = {name for reader in readers for name in reader.detection_classes}
-    tasks = [f"detection of {', '.join(name for name in DETECTION.classes if name in classes)}"] if classes else []
-    return [*tasks, *(["segmentation"] if report.masks else [])]
+def _tasks(readers: Sequence[PairData], report: Report) -> tuple[list[str], str]:
+    """Return what the labels can teach, and which annotated classes have no object; both for people."""
+    annotated = [name for name in DETECTION.classes if any(name in reader.detection_classes for reader in readers)]
+    taught = [name for name in annotated if name in report.objects]
+    without = [name for name in annotated if name not in report.objects]
+    tasks = [f"detection of {', '.join(taught)}"] if taught else []
+    tasks += ["segmentation"] if report.masks else []
+    return tasks, f"no object of {', '.join(without)} in any image" if without else ""
 
 
 def _count(report: Report, found: Iterable[_Pair]) -> None:
@@ -365,7 +376,10 @@ def _count(report: Report, found: Iterable[_Pair]) -> None:
     if report.masks and pixels[len(SEGMENTATION) :].any():
         report.pixels["left out"] = int(pixels[len(SEGMENTATION) :].sum())
     if len(sizes) > 1:
-        report.notes.append("the pairs are of several sizes: a training batch takes thermal images of one size only")
+        report.notes.append(
+            "the pairs are of several sizes: a run learns from all of them, but names its student's camera and thermal "
+            "sensor by the first pair of its list"
+        )
 
 
 def _duplicates(report: Report, found: Sequence[_Pair], kind: str) -> list[str]:

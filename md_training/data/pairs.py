@@ -23,7 +23,7 @@ from md_perception.results import Float32Array, Int64Array, UInt8Image
 from md_perception.sensing.registration import sampling_matrix
 from md_perception.sensing.thermal import GREY_TOLERANCE, channel_difference, resize_to_sensor
 from md_training.data.sample import Sample, ThermalView
-from md_training.data.splits import DataError, Split, all_names, read_split
+from md_training.data.splits import DATA_SETS, DataError, Split, all_names, read_split
 from md_training.losses import IGNORED_PIXEL
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
@@ -197,7 +197,10 @@ class FolderPairs(PairData):
     def __init__(
         self, root: Path, split: str, degradation: Degradation, published: str = "", names: Sequence[str] | None = None
     ) -> None:
-        """published: data set whose published lists have to be met. names: these pairs instead of a list's."""
+        """published: data set whose published lists have to be met, one of DATA_SETS, or empty. names: these pairs
+        instead of a list's. Raises DataError."""
+        if published and published not in DATA_SETS:
+            raise DataError(f"no data set {published!r} has published lists, only {', '.join(DATA_SETS)}")
         self.root, self.degradation = root, degradation
         self._rgb = index_folder(find_folder(root, RGB_FOLDERS, "the RGB images"))
         self._thermal = index_folder(find_folder(root, THERMAL_FOLDERS, "the thermal images"))

@@ -67,7 +67,12 @@ def experiments(
         report: Only write the table of what is finished.
     """
     chosen = tasks or TASKS[data]
+    if not seeds:
+        raise ValueError("--seeds names no seed: each is a run of every cell, e.g. --seeds 1 2 3")
     every = list(dict.fromkeys(cell for _, cell in cells(table, data, chosen, seeds, schedule)))
+    if unknown := [part for part in rows if not any(part in cell.name for cell in every)]:
+        names = ", ".join(cell.name for cell in every)
+        raise ValueError(f"--rows {' '.join(unknown)}: no cell's name contains it; there are {names}")
     wanted = [cell for cell in every if not rows or any(part in cell.name for part in rows)]
     wanted = [cell for cell in every if cell in wanted or any(cell in other.teachers for other in wanted)]
     folder = runs / f"{data}-{schedule}"

@@ -12,6 +12,7 @@ from tiny_student import tiny_manifest, write_tiny_student
 from torch import Tensor, nn
 
 from md_perception.inference import session
+from md_perception.inference.session import StudentError
 from md_training.benchmark import run as runner
 from md_training.benchmark.command import Settings, benchmark_command
 from md_training.benchmark.contestants import GEMM_SIDE, Contestant
@@ -125,10 +126,14 @@ def narrow(settings: NetworkSettings) -> NetworkSettings:
 
 
 def test_shares_are_those_of_the_own_teacher_or_of_both() -> None:
-    kinds: tuple[Kind, ...] = ("student", "teacher")
-    every: tuple[Tasks, ...] = ("detection", "segmentation", "joint")
-    rows = {row.name: row for row in all_costs([subject(kind, task) for task in every for kind in kinds], (640, 512))}
-    assert len(rows) == 6
+    asked: tuple[tuple[Kind, Tasks], ...] = (
+        ("student", "detection"),
+        ("student", "joint"),
+        ("teacher", "detection"),
+        ("teacher", "segmentation"),
+    )
+    rows = {row.name: row for row in all_costs([subject(kind, tasks) for kind, tasks in asked], (640, 512))}
+    assert len(rows) == 4
     detector, segmenter = rows["teacher detection light"], rows["teacher segmentation"]
     assert detector.multiply_accumulates_to_teachers == segmenter.parameters_to_teachers == 1
     student = rows["student detection light"]
@@ -186,6 +191,12 @@ def test_everything_is_compared_with_its_own_teachers_in_the_same_setting() -> N
 # --- a small run
 
 
+@pytest.fixture
+def small_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A matrix product of milliseconds, too short to be a peak."""
+    monkeypatch.setitem(GEMM_SIDE, "cpu", 256)
+
+
 SMALL = Settings(
     kinds=("student", "teacher"),
     tasks=("segmentation",),
@@ -196,16 +207,18 @@ SMALL = Settings(
 )
 
 
+@pytest.mark.usefixtures("small_probe")
 def test_a_small_run_prints_ratios_and_says_what_it_did_not_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(session, "_why_unavailable", lambda provider: "there is no such GPU")
     threads = torch.get_num_threads()
-    benchmark_command(replace(SMALL, threads=1), json=tmp_path / "b.json")
+    benchmark_command(replace(SMALL, threads=1), json=tmp_path / "b.json", picture=tmp_path / "roofline.png")
     assert torch.get_num_threads() == threads
     shown = capsys.readouterr().out
     assert "## Ratios, formed within each round" in shown
 
+    assert (tmp_path / "roofline.png").read_bytes().startswith(b"\x89PNG")
     found = json.loads((tmp_path / "b.json").read_text())
     assert found["schema"] == 1
     assert found["machine"]["threads"] == 1
@@ -239,31 +252,43 @@ def test_a_small_run_prints_ratios_and_says_what_it_did_not_run(
     assert reasons["compiled"].startswith("not asked for")
 
 
-def test_onnx_runtime_runs_networks_and_files(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("small_probe")
+def test_onnx_runtime_runs_files(tmp_path: Path) -> None:
     files = (
         write_tiny_student(tmp_path / "s.onnx"),
         write_tiny_student(tmp_path / "t.onnx", manifest=tiny_manifest(role="teacher")),
     )
-    settings = replace(
-        SMALL, kinds=("student",), runtimes=("onnx-cpu",), precisions=("fp32", "fp16"), parts=("network",), files=files
-    )
-    report = benchmark(settings, narrow)
+    report = benchmark(replace(SMALL, kinds=(), runtimes=("onnx-cpu",), files=files))
     assert [(row.name, row.role, row.tasks, row.part) for row in report.measurements] == [
-        ("student segmentation", "student", "segmentation", "network"),
         (str(files[0]), "student", "joint", "graph"),
         (str(files[1]), "teacher", "joint", "graph"),
     ]
     assert all(row.time.median_ms > 0 for row in report.measurements)
     ((ratio_of_files),) = report.ratios
     assert (ratio_of_files.numerator, ratio_of_files.denominators) == (str(files[0]), (str(files[1]),))
+    with pytest.raises(ValueError, match="shows the part `network`"):
+        draw(report, tmp_path / "empty.png")
+
+
+def test_a_named_file_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "make.py").write_text("print('no network')\n")
+    for name in ("make.py", "none.onnx"):
+        with pytest.raises(StudentError, match=name):
+            benchmark(replace(SMALL, kinds=(), files=(tmp_path / name,)))
+
+
+@pytest.mark.long
+def test_onnx_runtime_runs_networks() -> None:
+    settings = replace(
+        SMALL, kinds=("student",), runtimes=("onnx-cpu",), precisions=("fp32", "fp16"), parts=("network",)
+    )
+    report = benchmark(settings, narrow)
+    (row,) = report.measurements
+    assert (row.name, row.part, row.precision) == ("student segmentation", "network", "fp32")
+    assert row.time.median_ms > 0
     assert {row.what: row.reason for row in report.not_run}["student segmentation, onnx-cpu fp16 network"] == (
         "the export writes fp32; name a file of another precision in --files"
     )
-    pytest.importorskip("matplotlib")
-    draw(report, tmp_path / "roofline.png")
-    assert (tmp_path / "roofline.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(ValueError, match="shows the part `network`"):
-        draw(replace(report, measurements=report.measurements[1:]), tmp_path / "empty.png")
 
 
 @pytest.mark.long
@@ -275,6 +300,7 @@ def test_onnx_runtime_runs_the_graph_of_the_node() -> None:
     assert all("compiled" not in row.what for row in report.not_run)
 
 
+@pytest.mark.usefixtures("small_probe")
 def test_what_fails_is_not_run_and_the_rest_is(monkeypatch: pytest.MonkeyPatch) -> None:
     make = runner.torch_contestant
 

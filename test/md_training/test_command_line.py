@@ -1,5 +1,6 @@
 """The command line of the training package: what a user may type, what `evaluate` says, what an error looks like."""
 
+import contextlib
 import json
 import logging
 import sys
@@ -17,6 +18,7 @@ from md_perception.labels import DETECTION
 from md_perception.results import Detections, StudentOutput
 from md_training import __main__ as command_line
 from md_training import evaluate as evaluation
+from md_training import export as exporting
 from md_training.__main__ import main
 from md_training.checkpoint import Checkpoint, load, save
 from md_training.data.kaist import KaistPairs
@@ -28,6 +30,7 @@ from md_training.export import export
 from md_training.figures.samples import pairs_to_score
 from md_training.miss_rate import read_results
 from md_training.models.networks import NetworkSettings, make_network
+from md_training.models.pspnet import PSPNetSettings
 from md_training.models.retinanet import RetinaNetSettings
 from md_training.presets import Run
 
@@ -84,6 +87,71 @@ def test_an_error_that_a_user_can_mend_is_one_line(tmp_path, md_training, caplog
     assert ended.value.code == 1
     assert f"{missing}: there is no such checkpoint" in caplog.text
     assert "Traceback" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "options", "said"),
+    [
+        ("own.pt", "--out {root}/own.pt", "the node takes .onnx files, name it own.onnx"),
+        ("own.pt", "--out {root}/own.md", "the node takes .onnx files, name it own.onnx"),
+        ("own.onnx", "--out {root}/../{root.name}/own.onnx", "would replace the checkpoint"),
+        ("own.md", "--out {root}/own.onnx", "its card, own.md, would replace the checkpoint"),
+        ("own.pt", "--out {root}/x.onnx --score-threshold 2", "score threshold 2: scores are probabilities"),
+        ("own.pt", "--out {root}/x.onnx --score-threshold nan", "score threshold nan: scores are probabilities"),
+    ],
+)
+def test_an_export_that_would_destroy_or_serve_nothing_is_refused(
+    checkpoint, options, said, tmp_path, md_training, monkeypatch, caplog
+):
+    # Where the options alone say it, the checkpoint is not even read.
+    content = b"a checkpoint"
+    if "threshold" in options:
+        write_checkpoint(tmp_path / checkpoint, Run("persons", PERSONS, YoloData(tmp_path)))
+        content = (tmp_path / checkpoint).read_bytes()
+    else:
+        (tmp_path / checkpoint).write_bytes(content)
+    monkeypatch.setattr(exporting, "to_onnx", lambda *_: pytest.fail("it was exported"))
+    with caplog.at_level(logging.ERROR), pytest.raises(SystemExit) as ended:
+        md_training(f"export {tmp_path}/{checkpoint} {options.format(root=tmp_path)}")
+    assert ended.value.code == 1
+    assert said in caplog.text
+    assert (tmp_path / checkpoint).read_bytes() == content
+    assert [path.name for path in tmp_path.iterdir()] == [checkpoint]
+
+
+@pytest.mark.parametrize(
+    ("tasks", "truth", "said"),
+    [
+        (("segmentation",), "boxes", "drive train has no truth of segmentation, which is all that the network does"),
+        (("detection",), "masks", "drive train has no truth of detection, which is all that the network does"),
+        (("detection",), "nothing", "drive train has no truth of detection, which is all that the network does"),
+        (("detection", "segmentation"), "boxes", "drive train has no truth of segmentation: it is not scored"),
+    ],
+)
+def test_a_set_without_truth_of_the_task_is_not_scored(tasks, truth, said, tmp_path, md_training, caplog):
+    root = tmp_path / "drive"
+    write_yolo(root, size=(64, 48))
+    if truth == "masks":
+        (root / "boxes").rename(tmp_path / "taken-boxes")
+        (root / "masks").mkdir()
+    if truth == "nothing":
+        for path in (root / "boxes").iterdir():
+            path.write_text("")
+    network = replace(PERSONS, tasks=tasks, segmentation=PSPNetSettings(channels=16, auxiliary=False))
+    write_checkpoint(tmp_path / "checkpoint.pt", Run("drive", network, YoloData(root)))
+    ends = pytest.raises(SystemExit) if len(tasks) == 1 else contextlib.nullcontext()
+    with caplog.at_level(logging.WARNING), ends:
+        md_training(f"evaluate {tmp_path}/checkpoint.pt --data {root} --split train --json-out {tmp_path}/f.json")
+    assert said in caplog.text
+    assert (tmp_path / "f.json").exists() == (len(tasks) == 2)
+
+
+@pytest.mark.parametrize(("command", "shown"), [("export", "CHECKPOINT"), ("evaluate", "FILE"), ("data", "ROOT")])
+def test_the_help_names_what_a_command_takes(command, shown, md_training, capsys):
+    with pytest.raises(SystemExit):
+        md_training(f"{command} --help")
+    usage = capsys.readouterr().out.partition("positional arguments")[0]
+    assert shown in usage
 
 
 def test_a_checkpoint_and_its_export_are_scored_on_a_data_set_by_name(tmp_path, md_training, capsys):

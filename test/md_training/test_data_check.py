@@ -68,7 +68,9 @@ class TestGoodSets:
 
         assert report.usable, report.text()
         assert (report.kind, report.objects, report.empty) == ("yolo", {"person": 1, "car": 1}, 1)
-        assert report.verdict().endswith("is usable for detection of person, bicycle, car")
+        assert report.verdict().endswith("is usable for detection of person, car")
+        assert "no object of bicycle in any image" in report.notes
+        assert "pairs without a box: 1" in report.text()
         shutil.rmtree(yolo / "boxes")
         (yolo / "md_index.json").write_text("{}")  # what md_bag extract leaves: no COCO file
         unlabelled = check(yolo)
@@ -181,6 +183,31 @@ class TestProblems:
         (mfnet / "train.txt").write_text("00001D\n00001D_flip\n")
 
         assert "names 1 flipped copies" in only(check(mfnet), "list or folder")[0]
+
+    def test_a_set_without_any_object_teaches_no_detection(self, yolo: Path) -> None:
+        for path in (yolo / "boxes").iterdir():
+            path.write_text("")
+
+        report = check(yolo)
+
+        said = "no object of person, bicycle, car in any image"
+        assert only(report, "labels") == [f"{said}: there is no detection to learn"]
+        assert "pairs without a box: 3" in report.text()
+        (yolo / "masks").mkdir()
+        Image.fromarray(np.full((48, 64), 2, np.uint8)).save(yolo / "masks" / "0D.png")
+        report = check(yolo)
+        assert (report.usable, report.tasks, report.notes) == (True, ["segmentation"], [said])
+
+    def test_pairs_of_several_sizes_are_noted(self, yolo: Path) -> None:
+        Image.fromarray(np.arange(40 * 50, dtype=np.uint16).reshape(40, 50).astype(np.uint8)).save(
+            yolo / "thermal" / "1D.png"
+        )
+
+        report = check(yolo)
+
+        assert report.usable
+        assert report.sizes == {"64x48 + 64x48": 2, "64x48 + 50x40": 1}
+        assert any("names its student's camera and thermal sensor by the first pair" in note for note in report.notes)
 
     def test_training_on_the_test_set(self, yolo: Path) -> None:
         (yolo / "val.txt").write_text("0D\n")

@@ -28,12 +28,7 @@ from md_training.data.sources import UnlabelledData, YoloData, training_data
 from md_training.data.splits import hash_names
 from md_training.evaluate import predict
 from md_training.losses import IGNORED_PIXEL
-from md_training.models.networks import NetworkSettings
-from md_training.models.pspnet import PSPNetSettings
-from md_training.models.retinanet import RetinaNetSettings
 from md_training.postprocess import DetectionLimits
-from md_training.presets import Optimisation, Run
-from md_training.train import train
 
 SIZE = (160, 128)
 LEAST_SCORE = 1e-4
@@ -143,6 +138,7 @@ def test_a_kaist_folder_becomes_a_detector_in_the_node(md_training: Command, tmp
         check_result(in_the_node(made.student, *as_messages(sample)), made, sample)
 
 
+@pytest.mark.long
 def test_an_mfnet_folder_becomes_a_segmentation_in_the_node(md_training: Command, tmp_path: Path) -> None:
     root = tmp_path / "mfnet"
     size = (160, 120)
@@ -199,7 +195,7 @@ def test_a_bag_becomes_a_student_that_runs_on_it(md_training: Command, tmp_path:
     check_result(perception, made, pairs[2])
 
 
-def test_an_extracted_drive_is_what_its_bag_is_and_trains(tmp_path: Path) -> None:
+def test_an_extracted_drive_is_what_its_bag_is(tmp_path: Path) -> None:
     bag, root = tmp_path / "bag", tmp_path / "drive"
     scenes = "make --scenes --seed 4 --frames 6 --rgb-rate 9 --thermal-rate 9 --scene-size 128x96 --thermal-size 32x24"
     assert md_bag([*scenes.split(), "--out", str(bag)]) == 0
@@ -210,8 +206,7 @@ def test_an_extracted_drive_is_what_its_bag_is_and_trains(tmp_path: Path) -> Non
     assert report.usable, report.text()
     assert (report.kind, report.pairs, report.masks) == ("yolo", 6, 6)
     assert report.tasks == ["detection of person, bicycle, car", "segmentation"]
-    data = YoloData(root, (128, 96), (32, 24), evaluation_pairs=2)
-    pairs = data.training()
+    pairs = YoloData(root, (128, 96), (32, 24)).training()
     with Bag(bag) as drive:
         truth = {stamp_ns(item.message): detections_of(item.message) for item in drive.messages([TRUTH_DETECTIONS])}
         masks = {stamp_ns(item.message): item.message.data for item in drive.messages([TRUTH_MASK])}
@@ -221,15 +216,6 @@ def test_an_extracted_drive_is_what_its_bag_is_and_trains(tmp_path: Path) -> Non
         assert sample.ignored.tolist() == (objects.scores < 0.5).tolist()
         assert sample.labels[~sample.ignored].tolist() == objects.labels[objects.scores >= 0.5].tolist()
         assert np.array_equal(sample.mask.ravel(), masks[int(sample.name)])
-    network = NetworkSettings(
-        input_size=(64, 64),
-        detection=RetinaNetSettings(channels=16, tower_convs=1),
-        segmentation=PSPNetSettings(channels=16, auxiliary=False),
-    )
-    recipe = Optimisation(steps=2, batch_size=2, precision="fp32", warmup_steps=1)
-    checkpoint = train(Run(name="drive", network=network, data=data, optimisation=recipe), tmp_path / "run", workers=0)
-    assert checkpoint.split_hashes == {"train": pairs.split.sha256}
-    assert {"AP50 [all]", "mAcc9 [all]"} <= checkpoint.metrics.keys()
 
 
 def test_a_bag_without_truth_is_read_as_unlabelled_pairs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

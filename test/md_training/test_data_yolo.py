@@ -204,6 +204,11 @@ class TestCoco:
 class TestMsrs:
     """The real pairs."""
 
+    @pytest.mark.parametrize("split", ["train", "all"])
+    def test_a_set_without_published_lists_is_refused(self, root: Path, split: str) -> None:
+        with pytest.raises(DataError, match=r"no data set 'msrz' has published lists, only kaist, mfnet, msrs"):
+            YoloFolder(root, split, published="msrz").open()
+
     def test_counts_of_the_published_lists(self, data_root: Path) -> None:
         """Counted with `for n in $(cat val.txt); do cat boxes/$n.txt; done | cut -c1 | sort | uniq -c`."""
         sets = {split: YoloFolder(data_root / "msrs", split, published="msrs").open() for split in ("train", "val")}

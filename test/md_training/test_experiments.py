@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -206,6 +207,19 @@ def test_every_comparison_names_rows_that_there_are() -> None:
     for table, pairs in COMPARISONS.items():
         labels = {row.label for row in TABLES[table]}
         assert {label for pair in pairs for label in pair} <= labels
+
+
+@pytest.mark.parametrize(
+    ("chosen", "said"),
+    [
+        ({"rows": ("native-x4", "nosuch")}, "--rows nosuch: .* there are detection-native-x1-s1, "),
+        ({"seeds": ()}, "--seeds names no seed"),
+    ],
+)
+def test_a_choice_without_a_cell_is_refused(chosen: dict[str, Any], said: str, tmp_path: Path) -> None:
+    options = {"tasks": DETECTION, "seeds": (1,), "runs": tmp_path, "results": tmp_path, "plan": True} | chosen
+    with pytest.raises(ValueError, match=said):
+        experiments("resolution", **options)
 
 
 @pytest.mark.long

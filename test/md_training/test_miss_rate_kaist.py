@@ -137,6 +137,13 @@ def test_an_empty_file_has_no_detections(results_file):
     assert [len(found.scores) for found in read_results(results_file(""), 2)] == [0, 0]
 
 
+def test_a_file_that_is_no_text_is_named(tmp_path):
+    (tmp_path / "e.onnx").write_bytes(b"\x08\x0a\xff\xfe")
+    with pytest.raises(ValueError, match=r"e.onnx is no text: expected a line image,left,top") as refused:
+        read_results(tmp_path / "e.onnx", 2)
+    assert type(refused.value) is ValueError
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [

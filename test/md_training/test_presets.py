@@ -67,8 +67,13 @@ def test_a_preset_sees_what_its_name_says(name: str) -> None:
     factor = int(role.partition("-x")[2] or 1)
     assert np.prod(run.data.camera_size) == factor * np.prod(run.data.thermal_size)
     assert run.network.input_size == run.data.camera_size
+
+
+@pytest.mark.parametrize("name", {repr(run.network): name for name, run in PAPER.items()}.values())
+def test_a_preset_has_a_network_that_can_be_made(name: str) -> None:
+    """Each once: presets that differ in the thermal sensor alone share their network."""
     with torch.device("meta"):
-        network = make_network(run.network)
+        network = make_network(PAPER[name].network)
     assert sum(parameter.numel() for parameter in network.parameters()) > 11e6
 
 
@@ -142,7 +147,12 @@ CELLS = {
 }
 
 
-@pytest.mark.parametrize("cell", CELLS)
+QUICK = ("teacher-detection", "student-x16-segmentation")
+
+
+@pytest.mark.parametrize(
+    "cell", [pytest.param(cell, marks=() if cell in QUICK else pytest.mark.long) for cell in CELLS]
+)
 def test_every_kind_of_preset_learns_in_a_step(cell: str) -> None:
     torch.manual_seed(1)
     run = replace(CELLS[cell], network=tiny(CELLS[cell].network))

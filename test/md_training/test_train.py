@@ -4,13 +4,14 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from painted_samples import painted_sample
 
-from md_training.checkpoint import CheckpointError, load, set_metrics
+from md_training.checkpoint import Checkpoint, CheckpointError, load, save, set_metrics
 from md_training.data.augment import NO_AUGMENTATION
 from md_training.data.sample import at_network_size
 from md_training.data.synthetic import SceneData
@@ -115,6 +116,46 @@ def test_pickles_that_are_no_checkpoint_are_refused_unread(tmp_path: Path) -> No
         load(tmp_path / "other.pt")
     with pytest.raises(CheckpointError, match="no such checkpoint"):
         load(tmp_path / "missing.pt")
+
+
+@pytest.mark.parametrize("content", [b"import os\n", b"\x08\x07\x12\x04onnx", b"", b"PK\x03\x04 half an archive"])
+def test_other_kinds_of_files_are_refused_in_one_sentence(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "student.onnx"
+    path.write_bytes(content)
+    with pytest.raises(
+        CheckpointError, match=r"cannot be read as a checkpoint .* another kind of file, or damaged$"
+    ) as caught:
+        load(path)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(CheckpointError, match=r"cannot be read: Is a directory"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"run_id": None}, r"no whole checkpoint \(run_id\)"),
+        ({"network": [1, 2], "step": "three"}, r"no whole checkpoint \(step, network\)"),
+        ({"network": {1: torch.zeros(1)}}, "weights are not those of the network"),
+        ({"network": {"backbone": 3}}, "weights are not those of the network"),
+        ({"format": torch.ones(2)}, "no md_training checkpoint of format 1"),
+        ({"format": torch.ones(1)}, "no md_training checkpoint of format 1"),
+        ({"run": {"name": [torch.ones(2)]}}, "not the settings of a run"),
+    ],
+)
+def test_a_checkpoint_that_was_tampered_with_is_a_checkpoint_error(
+    change: dict[str, Any], expected: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "checkpoint.pt"
+    save(path, Checkpoint(TINY, "tiny-1", 1, Student(TINY.network), {}, "abc"))
+    torch.save(torch.load(path, weights_only=True) | change, path)
+    with pytest.raises(CheckpointError, match=expected):
+        load(path)
+
+
+def test_a_seed_below_zero_is_refused() -> None:
+    with pytest.raises(ValueError, match="seed -1: 0 or more"):
+        replace(TINY, seed=-1)
 
 
 def test_schedule_of_the_paper() -> None:

@@ -75,6 +75,11 @@ def test_shares_of_a_batch_are_the_parts_of_the_whole(samples: list[Sample]) -> 
     assert not torch.equal(shares[0].images, shares[1].images)
 
 
+def test_equal_samples_of_a_batch_are_augmented_differently(samples: list[Sample]) -> None:
+    images = Batches([samples[0]] * 4, RUN)[1].images
+    assert not any(torch.equal(images[first], images[second]) for first in range(4) for second in range(first))
+
+
 def test_truth_of_each_image_is_found_again(samples: list[Sample]) -> None:
     batches = Batches(samples, replace(RUN, augmentation=replace(RUN.augmentation, flip=0, zoom=0)))
     targets = batches[1].to(CPU).targets

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -70,11 +71,8 @@ def terms(folder: Path) -> list[dict[str, float]]:
     ]
 
 
-def test_two_processes_have_the_losses_and_weights_of_one(tmp_path: Path) -> None:
-    torch.manual_seed(7)
-    network = make_network(FEATURE.network)
-    save(tmp_path / "teacher.pt", Checkpoint(FEATURE, "teacher-1", 1, network, {}, "abc"))
-    runs = [NATIVE, replace(DISTILLED, teachers=(str(tmp_path / "teacher.pt"),)), FEATURE]
+def assert_two_processes_do_what_one_does(runs: Sequence[Run], tmp_path: Path) -> None:
+    """Train the runs in two processes and in this one, and compare losses and weights."""
     files = []
     for run in runs:
         files.append(str(tmp_path / f"{run.name}.json"))
@@ -85,7 +83,7 @@ def test_two_processes_have_the_losses_and_weights_of_one(tmp_path: Path) -> Non
         [*launcher, train_process.__file__, str(tmp_path / "two"), *files],
         check=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=100,
+        timeout=250,
     )
 
     for run in runs:
@@ -101,7 +99,22 @@ def test_two_processes_have_the_losses_and_weights_of_one(tmp_path: Path) -> Non
             torch.testing.assert_close(
                 value, weights[name], rtol=1e-5, atol=1e-6, msg=lambda text, n=name: f"{n} {text}"
             )
-    assert "gaff_inter" in one[0]
+
+
+@pytest.mark.timeout(300)  # of which most is for PyTorch's start, twice, on a machine that may be busy
+def test_two_processes_have_the_losses_and_weights_of_one(tmp_path: Path) -> None:
+    torch.manual_seed(7)
+    network = make_network(FEATURE.network)
+    save(tmp_path / "teacher.pt", Checkpoint(FEATURE, "teacher-1", 1, network, {}, "abc"))
+    run = replace(DISTILLED, teachers=(str(tmp_path / "teacher.pt"),))
+    assert_two_processes_do_what_one_does([run], tmp_path)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+def test_two_processes_without_a_teacher_have_the_losses_and_weights_of_one(tmp_path: Path) -> None:
+    assert_two_processes_do_what_one_does([NATIVE, FEATURE], tmp_path)
+    assert "gaff_inter" in terms(tmp_path / "one" / "feature")[0]
 
 
 def test_a_batch_is_shared_out_in_equal_parts() -> None:
@@ -134,3 +147,9 @@ def test_a_gpu_that_is_not_there_is_named() -> None:
         pytest.skip("there is one")
     with pytest.raises(ValueError, match=r"device cuda:1: PyTorch sees no CUDA GPU"):
         join("cuda:1")
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:x", "mps"])
+def test_a_device_that_it_does_not_know_is_one_sentence(device: str) -> None:
+    with pytest.raises(ValueError, match=rf"^device {device}: use cpu, cuda or cuda:N$"):
+        join(device)

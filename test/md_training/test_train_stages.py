@@ -19,7 +19,7 @@ from md_training.data.sample import Sample, at_network_size
 from md_training.data.sources import UnlabelledData
 from md_training.data.synthetic import SceneData, scene_sample
 from md_training.distillation import DistillationSettings, taught_targets, teach, teacher_targets
-from md_training.loader import Batches, batch_of
+from md_training.loader import Batch, Batches, batch_of
 from md_training.losses import IGNORED_PIXEL, LossError
 from md_training.models.joint import JointSettings
 from md_training.models.networks import NetworkSettings, make_network
@@ -86,7 +86,7 @@ def test_a_resumed_run_has_the_loss_curve_and_weights_of_an_uninterrupted_one(tm
 
 def test_only_the_same_run_is_resumed(tmp_path: Path) -> None:
     train(replace(RUN, optimisation=replace(RUN.optimisation, steps=1)), tmp_path, workers=0)
-    with pytest.raises(ValueError, match=r"other settings \(optimisation, seed\)"):
+    with pytest.raises(ValueError, match=r"other settings \(optimisation\.steps 1 -> 6, seed 1 -> 2\)"):
         train(replace(RUN, seed=2), tmp_path, workers=0, resume=True)
     path = tmp_path / "weights.pt"
     save(path, load(tmp_path / "checkpoint.pt"))
@@ -339,16 +339,49 @@ def test_every_task_is_taught_where_there_are_no_labels(tmp_path: Path) -> None:
 # --- the first steps
 
 
-def test_a_term_without_a_gradient_stops_the_run_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Nothing is annotated: the box loss never has a box to learn from.
+DETECTOR = replace(RUN, network=replace(NETWORK, tasks=("detection",)))
+
+
+def without_boxes(run: Run) -> Batch:
+    """Return a batch in which nothing is annotated: the box loss never has a box to learn from."""
     empty = [
         replace(sample, boxes=sample.boxes[:0], labels=sample.labels[:0], ignored=sample.ignored[:0])
         for sample in samples_with_full(2)
     ]
+    return Batches(empty, run)[1]
+
+
+def test_a_term_without_a_gradient_stops_the_run_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("md_training.train.GRADIENT_CHECK_STEPS", 3)
-    run = replace(RUN, network=replace(NETWORK, tasks=("detection",)))
-    trainer, batch = Trainer(make_network(run.network), run), Batches(empty, run)[1]
+    trainer, batch = Trainer(make_network(DETECTOR.network), DETECTOR), without_boxes(DETECTOR)
     trainer.step(1, batch)
     trainer.step(2, batch)
     with pytest.raises(LossError, match="boxes: no gradient in 3 steps"):
         trainer.step(3, batch)
+
+
+def test_a_short_run_is_judged_at_its_end() -> None:
+    run = replace(DETECTOR, optimisation=replace(RUN.optimisation, steps=2))
+    trainer, batch = Trainer(make_network(run.network), run), without_boxes(run)
+    trainer.step(1, batch)
+    with pytest.raises(LossError, match="boxes: no gradient in 2 steps"):
+        trainer.step(2, batch)
+
+
+def test_a_resumed_run_goes_on_with_the_check_of_the_gradients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("md_training.train.GRADIENT_CHECK_STEPS", 2)
+    path, batch = tmp_path / "checkpoint.pt", without_boxes(DETECTOR)
+    first = Trainer(make_network(DETECTOR.network), DETECTOR)
+    first.step(1, batch)
+    save(path, Checkpoint(DETECTOR, "small-1", 1, first.result, {}, "abc"), first.progress())
+
+    resumed = Trainer(make_network(DETECTOR.network), DETECTOR)
+    resumed.restore(load(path).network, load_progress(path))
+    with pytest.raises(LossError, match=r"^boxes: no gradient in 2 steps"):
+        resumed.step(2, batch)
+
+    content = torch.load(path, weights_only=True)
+    del content["silent"], content["steps_checked"]  # as an earlier version wrote it
+    torch.save(content, path)
+    resumed.restore(load(path).network, load_progress(path))
+    resumed.step(2, batch)  # its first to be checked

@@ -80,6 +80,9 @@ PUBLISHED = (
     ),
 )
 
+DATA_SETS = tuple(dict.fromkeys(known.data_set for known in PUBLISHED))
+"""The data sets that have published lists."""
+
 
 @dataclass(frozen=True)
 class Split:
