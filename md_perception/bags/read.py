@@ -4,7 +4,7 @@ import struct
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from io import SEEK_END, BytesIO
+from io import SEEK_CUR, SEEK_END, BytesIO
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -15,6 +15,7 @@ from rosbags.rosbag2.storage_mcap import Schema, decompress, get_msgdef, get_qos
 from rosbags.typesys import Stores, get_types_from_idl, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
+from md_perception.bags import limits
 from md_perception.bags.types import TopicQos, UnknownTypeError, message_store, require
 from md_perception.bags.write import BagError
 
@@ -66,11 +67,16 @@ class Bag:
         """What is wrong with the file, or None; may be set while messages are read."""
         if not path.exists():
             raise BagError(f"there is no bag at {path}")
+        limits.check_files(path)
         self._reader: Reader | None = None
         self._salvaged: Path | None = None
+        self._packed = False
         try:
             reader = Reader(path)
             reader.open()
+            self._packed = _unpack_here(reader)
+        except BagError:
+            raise
         # Whatever rosbags stumbles over in a foreign file: ReaderError, struct.error, YAML, sqlite and type errors.
         except Exception as error:
             self._open_damaged(error)
@@ -82,7 +88,15 @@ class Bag:
             """Log time of the first message, nanoseconds; 0 in an empty bag."""
             self.end_ns: int = reader.end_time - 1 if reader.message_count else 0
             """Log time of the last message, nanoseconds."""
-        self.store = _store_of(self._connections)
+        self.store = self._make_store()
+
+    def _make_store(self) -> Typestore:
+        limits.check_definitions(self.path, self._connections)
+        try:
+            return _store_of(self._connections)
+        except Exception as error:  # the definitions may be any text
+            self.close()
+            raise BagError(f"{self.path}: its message definitions cannot be understood: {str(error)[:300]}") from error
 
     def _open_damaged(self, reason: Exception) -> None:
         files = sorted(self.path.glob("*.mcap")) if self.path.is_dir() else [self.path]
@@ -139,6 +153,8 @@ class Bag:
             for connection, log_ns, raw in self._reader.messages(wanted) if self._reader else self._scan():
                 if self._reader is None and connection not in wanted:
                     continue
+                if self._packed:
+                    raw = limits.unpack_zstd(raw)
                 last_ns = log_ns
                 yield BagMessage(connection.topic, connection.msgtype, log_ns, raw, self.store)
         except (BagError, GeneratorExit):
@@ -173,6 +189,20 @@ class Bag:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _unpack_here(reader: Reader) -> bool:
+    """Return whether messages are compressed each by itself, and keep rosbags from unpacking them without a bound.
+
+    Raises BagError where more would be unpacked at one time than limits allow.
+    """
+    storage: Any = reader.storage
+    for one in getattr(storage, "storages", [storage]):
+        limits.check_chunks(Path(str(reader.path)), getattr(one, "chunks", ()))
+    if reader.compression_mode != "message":
+        return False
+    storage.metadata = storage.metadata._replace(compression_mode=None)
+    return True
 
 
 def _store_of(connections: list[Connection]) -> Typestore:
@@ -231,6 +261,11 @@ def _records(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
         opcode, size = struct.unpack("<BQ", head)
         if size > end - file.tell():  # looked at before reading: a damaged size may be larger than the memory
             raise EOFError(f"a record of {size} bytes is cut short")
+        if opcode not in (_SCHEMA, _CHANNEL, _MESSAGE, _CHUNK, _DATA_END):
+            file.seek(size, SEEK_CUR)  # attachments may be of any size
+            continue
+        if size > limits.MAX_MESSAGE_BYTES:
+            raise ValueError(f"a record of {size} bytes: at most {limits.MAX_MESSAGE_BYTES} are read")
         yield opcode, file.read(size)
 
 

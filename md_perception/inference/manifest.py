@@ -5,7 +5,7 @@ It travels as one JSON text in the ONNX metadata under `MANIFEST_KEY`, so that t
 
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 MANIFEST_KEY = "md_perception.manifest"
 """Key of the manifest in ModelProto.metadata_props."""
@@ -13,6 +13,21 @@ MANIFEST_KEY = "md_perception.manifest"
 FORMAT_VERSION: Final = 1
 """Version of the graph's inputs and outputs and of this schema; a loader refuses a file of another version."""
 
+MAX_MANIFEST_CHARACTERS: Final = 1_000_000
+"""Longest manifest that is read."""
+
+
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("must be one line of printable characters")
+    return text
+
+
+# Texts go to logs, diagnostics and message fields: no line of a log, no command to a terminal can be smuggled in.
+_Text = Annotated[str, AfterValidator(_printable)]
+_ShortText = Annotated[_Text, Field(max_length=200)]
+_ClassName = Annotated[_Text, Field(min_length=1, max_length=100)]
+_ClassNames = Annotated[tuple[_ClassName, ...], Field(max_length=256)]  # their ids have to fit into a mask of uint8
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 PositiveSize = tuple[Annotated[int, Field(gt=0, le=16384)], Annotated[int, Field(gt=0, le=16384)]]
 
@@ -22,7 +37,7 @@ class ManifestError(ValueError):
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ThermalContract(_Strict):
@@ -54,6 +69,7 @@ class ThermalContract(_Strict):
 class Manifest(_Strict):
     """See the fields; every string is data to be shown, never a path to be opened or code to be run.
 
+    name: begins with a letter, a digit or `_`, so that even as the name of a file it stays in its folder.
     input_size: (width, height) px of the network, fixed at export; the graph letterboxes any camera to it.
     camera_size: (width, height) px of the RGB images that it was trained on.
     detection_classes, segmentation_classes: class names in id order; empty without the task.
@@ -62,11 +78,11 @@ class Manifest(_Strict):
     """
 
     format_version: Literal[1] = FORMAT_VERSION
-    name: Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[\w.+-]+$")]
+    name: Annotated[str, Field(max_length=100, pattern=r"^[0-9A-Za-z_][0-9A-Za-z_.+-]*$")]
     role: Literal["student", "teacher"]
     tasks: tuple[Literal["detection", "segmentation"], ...] = Field(min_length=1, max_length=2)
-    detection_classes: tuple[str, ...] = ()
-    segmentation_classes: tuple[str, ...] = ()
+    detection_classes: _ClassNames = ()
+    segmentation_classes: _ClassNames = ()
     inputs: tuple[Literal["rgb", "thermal"], ...]
     thermal: ThermalContract | None
     input_size: PositiveSize
@@ -74,14 +90,14 @@ class Manifest(_Strict):
     precision: Literal["fp32", "fp16", "int8"]
     weights_storage: Literal["fp32", "fp16", "int8"]
     score_threshold: float = Field(ge=0, le=1)
-    run_id: str = Field(max_length=200)
-    teacher_run_ids: tuple[str, ...] = ()
-    training_data: str = Field(max_length=2000)
-    split_hashes: dict[str, str] = Field(default_factory=dict)
+    run_id: _ShortText
+    teacher_run_ids: tuple[_ShortText, ...] = Field(default=(), max_length=100)
+    training_data: Annotated[_Text, Field(max_length=2000)]
+    split_hashes: dict[_ShortText, _ShortText] = Field(default_factory=dict, max_length=1000)
     seen_real_images: bool
-    metrics: dict[str, float] = Field(default_factory=dict)
-    git_revision: str = Field(max_length=100)
-    created: str = Field(max_length=100)
+    metrics: dict[_ShortText, float] = Field(default_factory=dict, max_length=1000)
+    git_revision: _ShortText
+    created: _ShortText
     weights_sha256: Sha256
 
     @model_validator(mode="after")
@@ -113,16 +129,20 @@ class Manifest(_Strict):
                 f"{source} has no md_perception manifest: it was not written by `python -m md_training export`; "
                 "export the student again"
             )
-        if len(text) > 1_000_000:
+        if len(text) > MAX_MANIFEST_CHARACTERS:
             raise ManifestError(f"{source}: its manifest of {len(text)} characters is larger than any real one")
         try:
-            return cls.model_validate_json(text)
+            return cls.model_validate_json(text, strict=True)
         except ValidationError as error:
-            problems = "; ".join(
-                f"{'.'.join(str(part) for part in item['loc']) or 'manifest'}: {item['msg']}"
-                for item in error.errors(include_url=False, include_input=False)
-            )
-            raise ManifestError(f"{source}: its manifest is not valid: {problems}") from None
+            found = error.errors(include_url=False, include_input=False)
+            problems = [
+                # A key of an unknown field is part of the location, and may hold anything.
+                f"{'.'.join(ascii(part)[1:-1][:60] if isinstance(part, str) else str(part) for part in item['loc'])}: "
+                f"{item['msg'][:200]}".removeprefix(": ")
+                for item in found[:10]
+            ]
+            more = f"; and {len(found) - 10} more" if len(found) > 10 else ""
+            raise ManifestError(f"{source}: its manifest is not valid: {'; '.join(problems)}{more}") from None
 
     def to_metadata(self) -> dict[str, str]:
         """Return the metadata entry that carries this manifest."""
