@@ -1,7 +1,8 @@
 """What a recorded node said of each RGB image, joined with the camera bag by stamp; and the truth of a scene bag."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,9 +90,12 @@ class Joined:
     status: Any
 
 
-def joined(results: Iterator[Recorded], cameras: Bag, topics: CameraTopics | None = None) -> Iterator[Joined]:
+def joined(
+    results: Iterator[Recorded], cameras: Bag, topics: CameraTopics | None = None, classes: ClassList = DETECTION
+) -> Iterator[Joined]:
     """Yield each result with the RGB image of its stamp and the thermal image that it was paired with.
 
+    classes: of the detections.
     The RGB images are read along with the results; the thermal images, which are small, are held in memory.
     """
     topics = topics or CameraTopics()
@@ -108,7 +112,7 @@ def joined(results: Iterator[Recorded], cameras: Bag, topics: CameraTopics | Non
         if len(stamps) and np.isfinite(result.status.pair_offset_s):
             wanted = result.stamp_ns + round(float(result.status.pair_offset_s) * 1e9)
             partner = for_people(to_thermal_values(thermal[int(stamps[np.argmin(np.abs(stamps - wanted))])]))
-        yield Joined(perception_of(result, to_rgb(rgb)), partner, result.status)
+        yield Joined(perception_of(result, to_rgb(rgb), classes), partner, result.status)
 
 
 def for_people(values: np.ndarray) -> np.ndarray:
@@ -194,35 +198,48 @@ def iou(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     return common / (area + np.prod(boxes[:, 2:] - boxes[:, :2], axis=1) - common)
 
 
-def order_problems(bag: Bag, rgb_headers: dict[int, str], topics: ResultTopics | None = None) -> list[str]:
+Header = tuple[int, str]
+"""Stamp, nanoseconds, and frame id."""
+
+
+def headers_of(bag: Bag, topic: str) -> Counter[Header]:
+    """Return how often each header is on a topic: once, unless messages were sent again."""
+    return Counter((stamp_ns(item.message), item.message.header.frame_id) for item in bag.messages([topic]))
+
+
+def order_problems(
+    bag: Bag, rgb: Mapping[Header, int], thermal: Mapping[Header, int] | None = None, topics: ResultTopics | None = None
+) -> list[str]:
     """Return what is wrong with the headers and the order of recorded results; an empty list if nothing is.
 
-    rgb_headers: frame id by stamp of every RGB image that was there. Checked: every result has the header of an RGB
-    image, no image has two results, and a status with the identical header came before each result.
+    rgb, thermal: how often an image with this header was there. Checked: every result has the header of an image, an
+    RGB image unless its status says THERMAL_ONLY; no image has more results than it was sent; and a status with the
+    identical header came before each result.
     """
     topics = topics or ResultTopics()
     problems: list[str] = []
-    described: set[tuple[int, str]] = set()
-    seen: dict[str, set[int]] = {}
+    seen: dict[str, Counter[Header]] = {}
     parts = [t for t in (topics.status, topics.detections, topics.mask, topics.confidence) if t in bag.topics]
     for item in bag.messages(parts):
         message = item.message
-        if item.topic == topics.status and message.mode == Mode.STALE:
-            continue
-        stamp, frame_id = stamp_ns(message), message.header.frame_id
-        if rgb_headers.get(stamp) != frame_id:
-            problems.append(f"{item.topic} has a header ({stamp} ns, {frame_id!r}) that no RGB image has")
-        if stamp in seen.setdefault(item.topic, set()):
-            problems.append(f"{item.topic} has two messages of the image at {stamp} ns")
-        seen[item.topic].add(stamp)
+        header = stamp_ns(message), message.header.frame_id
         if item.topic == topics.status:
-            described.add((stamp, frame_id))
-        elif (stamp, frame_id) not in described:
-            problems.append(f"{item.topic} at {stamp} ns came before its status")
+            if message.mode == Mode.STALE:
+                continue
+            camera, sent = ("thermal", thermal or {}) if message.mode == Mode.THERMAL_ONLY else ("RGB", rgb)
+            if header not in sent:
+                problems.append(f"{item.topic} has a header {header} that no {camera} image has")
+        elif header not in seen.get(topics.status, ()):
+            problems.append(f"{item.topic} at {header[0]} ns came before its status")
+        counts = seen.setdefault(item.topic, Counter())
+        counts[header] += 1
+        times = rgb.get(header, 0) + (thermal or {}).get(header, 0)
+        if counts[header] > max(times, 1):
+            problems.append(f"{item.topic} has {counts[header]} messages of the image at {header[0]} ns")
     for first, second in itertools.pairwise([t for t in parts if t in seen]):
-        if seen[first] != seen[second]:
-            missing = sorted(seen[first] ^ seen[second])
-            problems.append(f"{first} and {second} differ in {len(missing)} images, the first at {missing[0]} ns")
+        missing = sorted((seen[first] - seen[second]) + (seen[second] - seen[first]))
+        if missing:
+            problems.append(f"{first} and {second} differ in {len(missing)} images, the first at {missing[0][0]} ns")
     return problems
 
 

@@ -245,6 +245,11 @@ def rectification(
                 "calibration, or set registration.source to 'homography' and run md_calibrate"
             )
         matrix = cv2.findHomography(pixels[seen], there[seen], 0)[0]
+        if matrix is None:  # so many points, and all on a line
+            raise RegistrationError(
+                "by their CameraInfo messages, the cameras see a line of each other's images: calibrate them again, or "
+                "set registration.source to 'homography' and run md_calibrate"
+            )
         fitted = cv2.perspectiveTransform(pixels[seen][None], matrix)[0]
         left_over = float(np.hypot(*(fitted - there[seen]).T).max())
         if left_over > LARGEST_DISTORTION * thermal_size[0]:

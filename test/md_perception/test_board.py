@@ -96,7 +96,9 @@ def test_an_image_without_the_board_has_no_corners():
     assert find_board(picture(0.0, 40, 210, 120, 0), (9, 6)) is None
 
 
-@pytest.mark.parametrize("delay_s", [0.0, 0.085, -0.21])
+@pytest.mark.parametrize(
+    "delay_s", [0.0, pytest.param(0.085, marks=pytest.mark.long), pytest.param(-0.21, marks=pytest.mark.long)]
+)
 def test_planted_homography_and_time_offset_are_found(delay_s):
     planted = planted_homography(1.15, 1.5, (3.0, -2.0), tilt=0.04)
     seen = views(planted, delay_s, 10.0)
@@ -147,6 +149,7 @@ def test_views_in_one_corner_are_refused():
         align_by_board(seen["rgb"], seen["thermal"], INNER, THERMAL_SIZE)
 
 
+@pytest.mark.long
 def test_what_no_homography_fits_is_refused():
     seen = views(planted_homography(1.1), 0.0, 8.0)
     for number, view in enumerate(seen["thermal"]):  # parallax: every view at a distance of its own

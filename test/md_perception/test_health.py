@@ -439,3 +439,21 @@ def test_the_look_at_a_picture_costs_little() -> None:
     for number in range(100):
         health.inspected(content_of(message, "rgb"), number)
     assert (time.process_time() - start) / 100 < 0.004
+
+
+def test_a_single_damaged_picture_is_nothing_but_two_that_were_looked_at_lose_the_camera() -> None:
+    camera = CameraHealth("thermal", SETTINGS)
+    picture = Content(np.arange(100, dtype=np.uint8))
+    for at_ms, content, good in ((0, picture, True), (200, Content.broken(), False)):
+        camera.arrived(at_ms * MS)
+        assert camera.inspected(content, at_ms * MS) is good
+        assert camera.alive(at_ms * MS)
+    camera.arrived(400 * MS)
+    camera.inspected(Content.broken(), 400 * MS)
+    assert not camera.alive(400 * MS)
+    assert not camera.sees(400 * MS)
+    assert camera.faults(400 * MS)[Fault.UNREADABLE] == "the last 2 pictures that were looked at cannot be decoded"
+    camera.arrived(600 * MS)
+    assert camera.inspected(Content(np.arange(1, 101, dtype=np.uint8)), 600 * MS)
+    assert camera.alive(600 * MS)
+    assert Fault.UNREADABLE not in camera.faults(600 * MS)

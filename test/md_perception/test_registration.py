@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from md_perception.sensing.registration import (
     CameraGeometry,
+    NoCameraInfoYet,
     Registration,
     RegistrationError,
     RegistrationSettings,
@@ -272,3 +273,27 @@ def test_a_homography_holds_for_the_sizes_that_it_was_made_for() -> None:
 def test_registration_settings_that_contradict_themselves_are_refused(values: dict[str, Any], problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         RegistrationSettings(**values)
+
+
+def test_cameras_that_see_a_line_of_each_other_are_refused() -> None:
+    """Found by fuzzing: points on a line have no homography, and OpenCV says so with None."""
+    distortion = {"model": "plumb_bob", "d": (0.01,) * 5}
+    k = (100.0, 0.0, 31.5, 0.0, 100.0, 23.5, 0.0, 0.0, 1.0)
+    rotation = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
+    p = (100.0, 0.0, 31.5, 0.0, 0.0, 100.0, 23.5, 0.0, 0.0, 0.0, 1.0, 0.0)
+    wide, other = (CameraGeometry(size, k=k, r=rotation, p=p, **distortion) for size in ((9024, 48), (64, 48)))
+    with pytest.raises(RegistrationError, match="see a line of each other's images: calibrate them again"):
+        rectification(wide, other)
+
+
+def test_what_is_still_awaited_is_told_until_it_comes() -> None:
+    registration = Registration(RegistrationSettings(source="camera_info_raw"))
+    with pytest.raises(NoCameraInfoYet, match="nothing came on rgb/camera_info yet"):
+        registration.matrix((64, 48), (16, 12))
+    assert ["rgb/camera_info and thermal/camera_info" in text for text in registration.warnings()] == [True]
+    registration.note_camera_info("rgb", camera_info((64, 48), 60.0))
+    (text,) = registration.warnings()
+    assert "nothing came on thermal/camera_info yet: let the driver publish it" in text
+    registration.note_camera_info("thermal", camera_info((16, 12), 15.0))
+    assert not any("nothing came" in text for text in registration.warnings())
+    assert Registration(RegistrationSettings()).warnings() == []

@@ -16,7 +16,7 @@ import pytest
 
 pytest.importorskip("rclpy", reason="needs ROS 2: run through `make test`, or source .ci/env.sh")
 
-from tiny_student import write_tiny_student
+from tiny_student import tiny_manifest, write_tiny_student
 
 from md_perception.bags.read import Bag
 from md_perception.bags.results import (
@@ -25,6 +25,7 @@ from md_perception.bags.results import (
     joined,
     label_info_problems,
     order_problems,
+    perception_of,
     recorded_results,
 )
 from md_perception.bags.types import DETECTIONS, IMAGE, LABEL_INFO, STATUS, TopicQos
@@ -34,18 +35,32 @@ from md_perception.labels import DETECTION, SEGMENTATION
 from md_perception.outputs.messages import MessageBuilder, NodeStatus
 from md_perception.pipeline import Pipeline, PipelineSettings
 from md_perception.results import Detections, Mode, Perception, Segmentation, StudentOutput
-from md_perception.ros.demo import Accounting, Child, DemoError, choose
+from md_perception.ros.demo import (
+    Figures,
+    _in_our_ids,
+    _read_figures,
+    choose,
+    report_text,
+    student_classes,
+)
+from md_perception.ros.harness import Accounting, Child, RunError
 from md_perception.sensing.images import stamp_ns
 
 DEMO_STUDENT = Path(__file__).parents[2] / "md_perception" / "students" / "demo.onnx"
 GOOD = Accounting(in_bag=100, played=100, received=97, processed=40, dropped=50, unpaired=5, rejected=2, results=40)
-HEADERS = {1_000_000_000: "camera", 2_000_000_000: "camera"}
+HEADERS = {(1_000_000_000, "camera"): 1, (2_000_000_000, "camera"): 1}
 
 
 def test_a_sum_that_holds_has_no_problems_and_names_what_was_lost() -> None:
     assert GOOD.problems() == []
     assert GOOD.lost == 3
     assert GOOD.sum_text() == ("40 processed + 50 dropped while busy + 5 unpaired + 2 rejected + 3 lost in transport")
+
+
+def test_results_of_thermal_images_count_beside_those_of_rgb_images() -> None:
+    assert replace(GOOD, results=47, processed_thermal=7).problems() == []
+    (problem,) = replace(GOOD, processed_thermal=7).problems()
+    assert problem == "the node says it published 47 results, 40 were recorded"
 
 
 @pytest.mark.parametrize(
@@ -69,7 +84,7 @@ def test_a_child_that_fails_shows_the_end_of_its_log(tmp_path: Path) -> None:
         deadline = time.monotonic() + 20
         while child.exit_code() is None and time.monotonic() < deadline:
             time.sleep(0.02)
-        with pytest.raises(DemoError, match=r"(?s)the node ended with exit status 3\n.*node: line 29$") as error:
+        with pytest.raises(RunError, match=r"(?s)the node ended with exit status 3\n.*node: line 29$") as error:
             child.check_running()
     assert "first" not in str(error.value)
 
@@ -118,13 +133,16 @@ def write_results(
             result = Perception(seconds * 10**9, frame_id, Mode.FUSED, (6, 4), image, output, 10_000_000)
             message = {
                 "status": lambda r=result: build.status(NodeStatus(r.stamp_ns, r.frame_id, r.mode, pair_offset_s=0.01)),
+                "thermal status": lambda r=result: build.status(NodeStatus(r.stamp_ns, r.frame_id, Mode.THERMAL_ONLY)),
                 "stale": lambda r=result: build.status(NodeStatus(r.stamp_ns, "", Mode.STALE)),
                 "detections": lambda r=result: build.detections(r, DETECTION.classes),
                 "mask": lambda r=result: build.mask(r),
                 "confidence": lambda r=result: build.confidence(r),
                 "label_info": lambda: build.label_info(classes, 0.5),
             }[kind]()
-            writer.write(getattr(topics, "status" if kind == "stale" else kind), index * 1_000_000, message)
+            writer.write(
+                getattr(topics, "status" if kind in ("stale", "thermal status") else kind), index * 1_000_000, message
+            )
     return path
 
 
@@ -137,7 +155,7 @@ def test_results_in_order_with_the_headers_of_their_images_have_no_problems(tmp_
     with Bag(write_results(tmp_path / "bag", order)) as bag:
         assert order_problems(bag, HEADERS) == []
         assert label_info_problems(bag, SEGMENTATION.classes) == []
-        assert [result.stamp_ns for result in recorded_results(bag)] == list(HEADERS)
+        assert [result.stamp_ns for result in recorded_results(bag)] == [stamp for stamp, _ in HEADERS]
 
 
 @pytest.mark.parametrize(
@@ -145,7 +163,7 @@ def test_results_in_order_with_the_headers_of_their_images_have_no_problems(tmp_
     [
         ([*whole(1), *whole(3)], "that no RGB image has"),
         ([*whole(1, "other")], "that no RGB image has"),
-        ([*whole(1), *whole(1)], "has two messages of the image"),
+        ([*whole(1), *whole(1)], "has 2 messages of the image"),
         ([whole(1)[1], whole(1)[0], *whole(1)[2:]], "detections at 1000000000 ns came before its status"),
         ([*whole(1), *whole(2)[:-1]], "differ in 1 images, the first at 2000000000 ns"),
     ],
@@ -155,6 +173,24 @@ def test_results_with_wrong_headers_order_or_gaps_are_a_problem(
 ) -> None:
     with Bag(write_results(tmp_path / "bag", [("label_info", 0, ""), *order])) as bag:
         assert any(problem in text for text in order_problems(bag, HEADERS))
+
+
+def test_thermal_only_results_have_the_headers_of_thermal_images(tmp_path: Path) -> None:
+    """Where both cameras stamp at once, the frame id tells them apart."""
+    fused, alone = whole(1), [("thermal status", 1, "heat"), *whole(1, "heat")[1:]]
+    thermal = {(1_000_000_000, "heat"): 1}
+    with Bag(write_results(tmp_path / "bag", [*fused, *alone])) as bag:
+        assert order_problems(bag, HEADERS, thermal) == []
+        (problem, *_) = order_problems(bag, HEADERS)
+        assert problem == "/md_perception/status has a header (1000000000, 'heat') that no thermal image has"
+    with Bag(write_results(tmp_path / "wrong", [*alone, ("thermal status", 2, "camera")])) as bag:
+        assert any("'camera') that no thermal image has" in text for text in order_problems(bag, HEADERS, thermal))
+
+
+def test_an_image_that_came_twice_may_have_two_results(tmp_path: Path) -> None:
+    with Bag(write_results(tmp_path / "bag", [*whole(1), *whole(1)])) as bag:
+        assert order_problems(bag, {(1_000_000_000, "camera"): 2}) == []
+        assert order_problems(bag, {(1_000_000_000, "camera"): 1}) != []
 
 
 def test_label_info_that_is_late_wrong_or_missing_is_a_problem(tmp_path: Path) -> None:
@@ -168,6 +204,35 @@ def test_label_info_that_is_late_wrong_or_missing_is_a_problem(tmp_path: Path) -
         with Bag(path) as bag:
             (text,) = label_info_problems(bag, SEGMENTATION.classes)
             assert problem in text
+
+
+def test_classes_and_their_names_are_those_of_the_student(tmp_path: Path) -> None:
+    """A student of other classes in another order: each name keeps its meaning."""
+    manifest = tiny_manifest(tasks=("detection",), detection_classes=("moose", "person"))
+    file = write_tiny_student(tmp_path / "moose.onnx", tasks=("detection",), manifest=manifest)
+    classes, segmentation = student_classes(file)
+    assert (classes.classes, segmentation) == (("moose", "person"), ())
+    found = Detections(np.zeros((3, 4), np.float32), np.ones(3, np.float32), np.array([1, 0, 1], np.int64))
+    assert _in_our_ids(found, classes).labels.tolist() == [DETECTION.id_of("person"), -1, DETECTION.id_of("person")]
+
+    path = tmp_path / "bag"
+    with BagWriter(path) as writer:
+        build = MessageBuilder(writer.store.types.__getitem__)
+        writer.add_topic(ResultTopics().status, STATUS)
+        writer.add_topic(ResultTopics().detections, DETECTIONS)
+        image = np.zeros((4, 6, 3), np.uint8)
+        result = Perception(10**9, "camera", Mode.FUSED, (6, 4), image, StudentOutput(found, None))
+        writer.write(ResultTopics().status, 1, build.status(NodeStatus(10**9, "camera", Mode.FUSED)))
+        writer.write(ResultTopics().detections, 2, build.detections(result, classes.classes))
+    figures = Figures("test", Accounting(1, 1, 1, 1, 0, 0, 0, 1))
+    with Bag(path) as bag:
+        _read_figures(bag, bag, figures, classes)
+        (recorded,) = recorded_results(bag)
+        assert perception_of(recorded, image, classes).output.detections.labels.tolist() == [1, 0, 1]
+    assert figures.detections == [(10**9, {"moose": 1, "person": 2})]
+    assert "| 0.000 | 1 | 2 |" in report_text(figures, [])
+    with pytest.raises(RunError, match="no student"):
+        student_classes(tmp_path / "no student.onnx")
 
 
 def test_results_are_joined_with_their_own_images(tmp_path: Path) -> None:

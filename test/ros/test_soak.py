@@ -1,0 +1,84 @@
+"""The soak: its sums on made-up figures, and two minutes for real."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("rclpy", reason="needs ROS 2: run through `make test`, or source .ci/env.sh")
+
+from md_perception.ros.harness import RunError
+from md_perception.ros.soak import Growth, Sample, SoakOptions, sample_of
+
+
+def samples(number: int = 200, leak_mb: float = 0.0, threads: int = 0, files: int = 0) -> list[Sample]:
+    """Return a sample a second of a process that takes 50 MB in its first 20 s and then leaks, per 10,000 frames.
+
+    threads, files: that it has more of at the end.
+    """
+    made = []
+    for second in range(number):
+        frames = 30 * second
+        memory = 100 + min(50.0, 2.5 * second) + leak_mb * frames / 1e4 + 0.3 * (second % 3)
+        late = second > 0.9 * number
+        made.append(Sample(second, frames, memory, memory + 80, 10 + threads * late, 30 + files * late))
+    return made
+
+
+@pytest.mark.parametrize("leak_mb", [0.0, 0.9, 25.0])
+def test_the_slope_after_the_warm_up_is_what_leaks(leak_mb: float) -> None:
+    growth = Growth.of(samples(leak_mb=leak_mb), warm_up_s=30)
+    assert growth.slope_mb == pytest.approx(leak_mb, abs=0.1)
+    assert growth.frames == 30 * 169
+    assert (growth.threads, growth.files) == (0, 0)
+
+
+def test_what_grows_is_told() -> None:
+    growth = Growth.of(samples(leak_mb=2.0, threads=1, files=3), warm_up_s=30)
+    assert growth.problems(limit_mb=20.0) == [
+        "there are 1 more threads at the end than after the warm-up",
+        "there are 3 more open files at the end than after the warm-up",
+    ]
+    assert "per 10,000 frames, the limit is 1" in growth.problems(limit_mb=1.0)[0]
+    assert Growth.of(samples(), warm_up_s=30).problems(limit_mb=1.0) == []
+
+
+def test_a_run_that_is_too_short_says_nothing_of_growth() -> None:
+    with pytest.raises(RunError, match="only 5 samples after 195 s: make the run longer"):
+        Growth.of(samples(), warm_up_s=195)
+
+
+def test_the_limit_is_that_of_the_length() -> None:
+    assert SoakOptions(minutes=60).limit(100_000) == 1.0
+    assert SoakOptions(minutes=2).limit(2_000) == 100.0  # 20 MB in all
+    assert SoakOptions(minutes=2, limit_mb=5.0).limit(2_000) == 5.0
+    assert (SoakOptions(minutes=60).warm, SoakOptions(minutes=2).warm) == (300.0, 30.0)
+
+
+def test_a_process_is_looked_at() -> None:
+    before = sample_of(os.getpid(), 1.0, 7)
+    assert (before.seconds, before.frames) == (1.0, 7)
+    assert before.threads >= 1
+    assert before.memory_mb > 0
+    held = b"x" * 50_000_000
+    with open(os.devnull) as file:
+        now = sample_of(os.getpid(), 2.0, 8)
+        assert now.files == before.files + 1, file
+    assert now.memory_mb - before.memory_mb > 40, len(held)
+    with pytest.raises(RunError, match="cannot be looked at"):
+        sample_of(2**30, 0.0, 0)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(240)
+def test_two_minutes_at_thirty_hertz_leak_nothing_and_count_every_image(students, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "md_perception.ros.soak", "--minutes", "2", "--out", str(tmp_path)]
+    command += ["--student", str(students["fused"]), "--size", "320", "256"]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=230, check=False)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["accounting"]["in_bag"] > 2 * 60 * 30 * 0.9
+    assert report["growth"]["slope_mb"] * report["growth"]["frames"] / 1e4 < 20
