@@ -84,7 +84,7 @@ def _check_database(path: Path) -> None:
             ((longest,),) = database.execute("SELECT max(length(data)) FROM messages").fetchall()
         finally:
             database.close()
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeDecodeError) as error:  # the latter for names that are no text
         raise BagError(f"{path} is not a bag that can be read: {error}") from None
     if isinstance(longest, int) and longest > MAX_MESSAGE_BYTES:
         raise BagError(f"{path} has a message of {longest} bytes: at most {MAX_MESSAGE_BYTES} are read")

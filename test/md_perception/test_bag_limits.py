@@ -226,6 +226,14 @@ def test_a_plain_database_is_read_and_its_messages_are_bounded(tmp_path: Path, m
         Bag(path)
 
 
+def test_a_database_with_names_that_are_no_text_is_refused(tmp_path: Path) -> None:
+    path = write_bag(tmp_path / "bag", "sqlite3")
+    file = path / f"{path.name}.db3"
+    file.write_bytes(file.read_bytes().replace(b"CREATE TABLE messages", b"CR\x80ATE TABLE messages"))
+    with pytest.raises(BagError, match="is not a bag that can be read"):
+        Bag(path)
+
+
 def test_a_database_whose_name_has_options_is_refused(tmp_path: Path) -> None:
     path = write_bag(tmp_path / "bag", "sqlite3").rename(tmp_path / "bag?vfs=other")
     with pytest.raises(BagError, match=r"rename it without \?, # and %"):
