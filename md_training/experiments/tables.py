@@ -152,7 +152,7 @@ class Schedule:
 
 SCHEDULES: dict[str, Schedule | None] = {
     "paper": None,
-    "small": Schedule("small", (320, 256), steps=1500, batch_size=8, scenes=3000),
+    "small": Schedule("small", (320, 256), steps=1000, batch_size=8, scenes=2000),
     "smoke": Schedule("smoke", (96, 64), steps=4, batch_size=2, scenes=8, evaluation_scenes=6),
 }
 """By name. `paper`: the presets as they are. `small`: hours on two cores. `smoke`: seconds, proves nothing."""
