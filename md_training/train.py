@@ -58,6 +58,7 @@ def train(
     resume: bool = False,
     tensorboard: bool = False,
     stop_after: int | None = None,
+    scene_store: Path | None = None,
 ) -> Checkpoint:
     """Train a run and return its last checkpoint, which is also written to the folder (made if missing).
 
@@ -66,6 +67,7 @@ def train(
     workers: processes that prepare the data, of each process that trains. device: see processes.join. resume: go on
     from the folder's checkpoint, as if the run had never stopped; without a checkpoint the run starts. tensorboard:
     write events beside metrics.jsonl. stop_after: write a checkpoint after this step, and return; to be resumed.
+    scene_store: folder in which rendered scenes are kept for other runs.
     Raises LossError, with all terms, where the loss is not finite or a term never has a gradient; OutOfMemory;
     DataError where a file is damaged; LoaderError where a worker has died. The last checkpoint stays.
     Raises ValueError where the run to be resumed is another one or another training writes into the folder,
@@ -87,6 +89,7 @@ def train(
             workers,
             bool(teachers),
             with_truth,
+            scene_store,
         )
         log.info("training data: %s", data.description)
         trainer = Trainer(

@@ -15,6 +15,7 @@ from md_training.data.kaist import IMPROVED_FILE, NON_EMPTY, KaistFolder, Target
 from md_training.data.mfnet import MfnetFolder
 from md_training.data.pairs import Degradation, PairData, PairFolder
 from md_training.data.sample import Sample, at_network_size
+from md_training.data.scene_store import SceneStore
 from md_training.data.splits import DataError
 from md_training.data.synthetic import SceneData, StreamedScenes, cached, evaluation_seeds, render
 from md_training.data.yolo import CocoFolder, YoloFolder
@@ -234,11 +235,13 @@ def training_data(
     workers: int,
     with_full: bool,
     with_truth: bool = True,
+    scene_store: Path | None = None,
 ) -> TrainingData:
     """Return what a network of these tasks and detection classes learns from.
 
     workers: processes that render scenes. with_full: keep the thermal image that a teacher is shown. with_truth: the
-    annotations are what is learnt (and not a teacher's results).
+    annotations are what is learnt (and not a teacher's results). scene_store: folder in which rendered scenes are
+    kept for other runs (data.scene_store).
     Raises DataError where the data are not there, not of the declared sizes, or do not annotate what is to be learnt:
     everything else would be trained as background.
     """
@@ -246,7 +249,10 @@ def training_data(
         if source.streamed:
             return TrainingData(StreamedScenes(source, input_size, with_full), source.description(), {})
         seeds = source.training_seeds
-        scenes = render(seeds, source, input_size, workers, with_full)
+        if scene_store is None:
+            scenes = render(seeds, source, input_size, workers, with_full)
+        else:
+            scenes = SceneStore(scene_store, source, input_size, with_full).samples(seeds, workers)
         return TrainingData(cached(scenes, len(seeds), "rendering"), source.description(), {})
     pairs = source.training()
     missing = set(classes) - set(pairs.detection_classes)

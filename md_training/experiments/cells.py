@@ -1,6 +1,5 @@
 """One cell: trained, scored on the held-out samples once, and recorded with all that its figures depend on."""
 
-import hashlib
 import json
 import logging
 import os
@@ -15,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 
-import md_perception.scenes
 from md_perception.labels import DETECTION
 from md_perception.metrics.detection import TruthBoxes, average_precision
 from md_perception.metrics.miss_rate import REASONABLE, class_miss_rate, metric_name
@@ -24,6 +22,7 @@ from md_perception.results import Detections
 from md_training.checkpoint import Checkpoint, git_revision, load
 from md_training.data.kaist_annotations import KaistAnnotations
 from md_training.data.sample import Sample
+from md_training.data.scene_store import generator_hash
 from md_training.data.sources import ReadSamples
 from md_training.data.synthetic import SceneData, evaluation_seeds, render
 from md_training.evaluate import predict
@@ -185,15 +184,6 @@ class CellRecord:
             ) from None
 
 
-def generator_hash() -> str:
-    """Return the SHA-256 of the scene world's code: what its figures are figures of."""
-    folder = Path(md_perception.scenes.__file__).parent
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*.py")):
-        digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()
-
-
 def machine(device: str) -> dict[str, str]:
     """Return what the figures were made on."""
     processor = platform.processor() or platform.machine()
@@ -241,7 +231,7 @@ def run_cell(cell: Cell, runs: Path, results: Path, *, weights: str, device: str
     run = cell.run(runs, weights)
     folder = runs / cell.name
     began = time.monotonic()
-    checkpoint = train(run, folder, workers=workers, device=device, resume=True, tensorboard=False)
+    checkpoint = train(run, folder, workers=workers, device=device, resume=True, scene_store=runs.parent / "rendered")
     seconds = time.monotonic() - began
     samples, description, kaist = held_out(checkpoint, cell, workers)
     found = ask(checkpoint.network.to(device), samples)
