@@ -73,6 +73,9 @@ class Run:
     backbone_weights: str = "none"
     """First weights of the backbone: `none`, `imagenet` (downloaded by torchvision) or the path of a torchvision
     ResNet-18 state dict."""
+    first_weights: str = ""
+    """checkpoint.pt of another run, e.g. on synthetic scenes: every weight of it that has a name and shape in common
+    with this network's is taken over, after backbone_weights (fine-tuning)."""
     seed: int = 1
     """Of the first weights, the order of the samples and their augmentation."""
     log_every: int = 20

@@ -154,8 +154,26 @@ def _begun(run: Run, folder: Path, resume: bool) -> tuple[Network, Checkpoint, P
         return network, checkpoint, load_progress(path)
     for backbone in network.backbones():
         initialise(backbone, run.backbone_weights)
+    if run.first_weights:
+        take_weights(network, Path(run.first_weights))
     run_id = f"{run.name}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
     return network, Checkpoint(run, run_id, 0, network, {}, git_revision()), None
+
+
+def take_weights(network: Network, path: Path) -> None:
+    """Take over every weight of a checkpoint's network that this one has by the same name and in the same shape.
+
+    Raises CheckpointError where the file is no checkpoint, ValueError where nothing of it fits.
+    """
+    own, given = network.state_dict(), load(path).network.state_dict()
+    fitting = {name: weight for name, weight in given.items() if name in own and own[name].shape == weight.shape}
+    if not any(weight.ndim > 1 for weight in fitting.values()):
+        raise ValueError(f"first_weights {path}: none of its weights fits this network; it is of another kind")
+    network.load_state_dict(own | fitting)
+    new = sorted({".".join(name.split(".")[:2]) for name in own.keys() - fitting.keys()})
+    log.info(
+        "%d of %d tensors start from %s%s", len(fitting), len(own), path, f"; new: {', '.join(new)}" if new else ""
+    )
 
 
 def _to_be_resumed(path: Path, run: Run) -> Checkpoint:

@@ -16,9 +16,9 @@ from md_training.data.mfnet import MfnetFolder
 from md_training.data.pairs import Degradation, PairData, PairFolder
 from md_training.data.sample import Sample, at_network_size
 from md_training.data.scene_store import SceneStore
-from md_training.data.splits import DataError
+from md_training.data.splits import DataError, folds
 from md_training.data.synthetic import SceneData, StreamedScenes, cached, evaluation_seeds, render
-from md_training.data.yolo import CocoFolder, YoloFolder
+from md_training.data.yolo import CocoFolder, YoloFolder, YoloPairs
 
 
 @dataclass(frozen=True)
@@ -143,12 +143,35 @@ class YoloData(BoxSource):
     kind: tyro.conf.Suppress[Literal["yolo"]] = "yolo"
     published: str = ""
     """Data set whose published lists have to be met, e.g. `msrs`."""
+    folds: int = 0
+    """Cross-validation, for a small set: the pairs of both lists are shared out to so many folds, ..."""
+    fold: int = 0
+    """... and all but this one, counted from 0, are trained on; this one is evaluated on. See splits.folds."""
 
-    def _open(self, split: str) -> PairData:
-        folder = YoloFolder(
+    def __post_init__(self) -> None:
+        if self.folds != 0 and not (self.folds >= 2 and 0 <= self.fold < self.folds):
+            raise ValueError(f"fold {self.fold} of {self.folds} folds: 2 folds or more (0: none), counted from 0")
+
+    def training(self) -> PairData:
+        return self._folded(held_out=False) if self.folds else super().training()
+
+    def evaluation(self) -> PairData:
+        return self._folded(held_out=True) if self.folds else super().evaluation()
+
+    def _open(self, split: str) -> YoloPairs:
+        return self._folder(split).open()
+
+    def _folder(self, split: str) -> YoloFolder:
+        return YoloFolder(
             self.root, split, self.published, self.rename, self.minimum_height_px, self.masks, self.degradation
         )
-        return folder.open()
+
+    def _folded(self, held_out: bool) -> PairData:
+        lists = [self._open(split) for split in dict.fromkeys((self.split, self.evaluation_split))]
+        names = [name for pairs in lists for name in pairs.split.names]
+        parts = folds(names, [lists[0].night(name) for name in names], self.folds)
+        chosen = [name for part, fold in enumerate(parts) if (part == self.fold) == held_out for name in fold]
+        return self._folder(self.split).open(chosen)
 
 
 @dataclass(frozen=True)

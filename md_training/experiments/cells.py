@@ -5,7 +5,7 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,7 +23,7 @@ from md_training.checkpoint import Checkpoint, git_revision, load
 from md_training.data.kaist_annotations import KaistAnnotations
 from md_training.data.sample import Sample
 from md_training.data.scene_store import generator_hash
-from md_training.data.sources import ReadSamples
+from md_training.data.sources import ReadSamples, YoloData
 from md_training.data.synthetic import SceneData, evaluation_seeds, render
 from md_training.evaluate import predict
 from md_training.experiments.tables import EVALUATION_SCENES, SCHEDULES, Cell
@@ -31,6 +31,7 @@ from md_training.figures.curves import kaist_test
 from md_training.figures.samples import HeldOutPairs
 from md_training.models.networks import Network
 from md_training.postprocess import DetectionLimits
+from md_training.presets import Run
 from md_training.train import train
 
 log = logging.getLogger(__name__)
@@ -61,6 +62,18 @@ class HeldOut:
     def subset(self, name: str) -> np.ndarray:
         """Return bool (images,) of `all`, `day` or `night`."""
         return {"all": np.ones_like(self.night), "day": ~self.night, "night": self.night}[name]
+
+    @classmethod
+    def joined(cls, parts: "Sequence[HeldOut]") -> "HeldOut":
+        """Return the answers of several networks, each to the images that it was not trained on, as those of one."""
+        first = parts[0]
+        return cls(
+            np.concatenate([part.night for part in parts]),
+            None if first.truth is None else [image for part in parts for image in part.truth or ()],
+            None if first.detections is None else [image for part in parts for image in part.detections or ()],
+            None if first.confusions is None else np.concatenate([part.confusions for part in parts]),
+            first.setting,
+        )
 
     def figures(self) -> dict[str, float]:
         """Return every figure by its name, which carries the subset; rates are 0..1."""
@@ -210,9 +223,9 @@ def finished(cell: Cell, runs: Path, results: Path, weights: str) -> CellRecord 
     if not place.exists():
         return None
     record = CellRecord.load(place)
-    run = cell.run(runs, weights).to_json()
-    # Its teachers are known from the cell; where their files were does not matter.
-    differing = [name for name in run if name != "teachers" and record.run.get(name) != run[name]]
+    run, before = cell.run(runs, weights).to_json(), Run.from_json(record.run).to_json()
+    # Its teachers and its start are known from the cell; where their files were does not matter.
+    differing = [name for name in run if name not in ("teachers", "first_weights") and before[name] != run[name]]
     if differing:
         raise ExperimentError(
             f"{place} is of a run with other settings ({', '.join(differing)}): choose another folder for the results "
@@ -242,7 +255,12 @@ def run_cell(cell: Cell, runs: Path, results: Path, *, weights: str, device: str
     found.save(place / f"{cell.name}.npz")
     record = CellRecord(
         cell=cell.name,
-        run=run.to_json(),
+        # By name: where the files were says nothing to others.
+        run=run.to_json()
+        | {
+            "teachers": [teacher.name for teacher in cell.teachers],
+            "first_weights": "" if cell.start is None else f"{cell.start.study}/{cell.start.name}",
+        },
         figures=found.figures(),
         held_out=description,
         generator=generator_hash() if isinstance(run.data, SceneData) else "",
@@ -265,7 +283,9 @@ def held_out(checkpoint: Checkpoint, cell: Cell, workers: int) -> tuple[Iterable
         seeds = evaluation_seeds(EVALUATION_SCENES if schedule is None else schedule.evaluation_scenes)
         return render(seeds, source, None, workers), f"held-out scenes, seeds {seeds.start} to {seeds.stop - 1}", None
     pairs = source.evaluation()
-    description = f"{source.root.name}, {pairs.split.name}, {len(pairs)} pairs"
+    folds = source.folds if isinstance(source, YoloData) else 0
+    part = f"each fold of {folds} in turn" if folds else f"{pairs.split.name}, {len(pairs)} pairs"
+    description = f"{source.root.name}, {part}"
     return ReadSamples(pairs, range(len(pairs))), description, kaist_test(HeldOutPairs(pairs))
 
 

@@ -15,7 +15,7 @@ import tyro
 from md_perception.metrics.miss_rate import Bootstrap
 from md_training.experiments.cells import CellRecord, ExperimentError, finished, run_cell, trained
 from md_training.experiments.report import Study
-from md_training.experiments.tables import Cell, DataName, TableName, cells
+from md_training.experiments.tables import FROM_SCENES, Cell, DataName, TableName, cells
 from md_training.models.networks import Task
 
 log = logging.getLogger(__name__)
@@ -51,8 +51,9 @@ def experiments(
     results/DATA-SCHEDULE-TABLE.json, .md and .png. A run that was stopped goes on where it was.
 
     Args:
-        table: `fusion` (Tables 1 and 2), `resolution` (3 and 4), `ablation` (7 and 8) or `joint`.
-        data: What is trained on.
+        table: `fusion` (Tables 1 and 2), `resolution` (3 and 4), `ablation` (7 and 8), `joint`, or `start` (what
+            starting from scenes gives on msrs).
+        data: What is trained on; msrs, which is small, by 5-fold cross-validation, from the weights on scenes.
         tasks: By default all that the paper has of the data set.
         seeds: Of the runs; a student's teacher has its seed.
         schedule: `paper`, `small` (320x256, for a machine without a GPU) or `smoke` (seconds; proves nothing).
@@ -67,6 +68,8 @@ def experiments(
         report: Only write the table of what is finished.
     """
     chosen = tasks or TASKS[data]
+    if table == "start" and data not in FROM_SCENES:
+        raise ValueError(f"--data {data}: only cells on {', '.join(FROM_SCENES)} start from those of scenes")
     if not seeds:
         raise ValueError("--seeds names no seed: each is a run of every cell, e.g. --seeds 1 2 3")
     every = list(dict.fromkeys(cell for _, cell in cells(table, data, chosen, seeds, schedule)))
@@ -85,6 +88,7 @@ def experiments(
     if plan:
         return
     if not report and missing:
+        _check_starts(missing, runs)
         _run_all(missing, folder, results, weights, _devices(devices), threads, workers)
     study = Study(table, data, chosen, seeds, schedule, results, Bootstrap())
     results.mkdir(parents=True, exist_ok=True)
@@ -92,6 +96,19 @@ def experiments(
         (results / f"{study.name}{ending}").write_text(content)
     study.draw(results / f"{study.name}.png")
     print(study.markdown())
+
+
+def _check_starts(missing: Sequence[Cell], runs: Path) -> None:
+    """Raise ExperimentError where cells start from others that were not trained yet."""
+    starts = dict.fromkeys(cell.start for cell in missing if cell.start is not None)
+    if absent := [start for start in starts if not trained(start, runs / start.study)]:
+        names = " ".join(dict.fromkeys(start.name.rpartition("-s")[0] for start in absent))
+        seeds = " ".join(map(str, sorted({start.seed for start in absent})))
+        raise ExperimentError(
+            f"{len(absent)} cells on {absent[0].data} come first, their weights are what these start from: the same "
+            f"table with --data {absent[0].data} --schedule {absent[0].schedule} --seeds {seeds} --rows {names}, and "
+            "the same --runs"
+        )
 
 
 def _plan(

@@ -1,7 +1,7 @@
 """Tables with mean and standard error, paired differences with their intervals, and the pictures of a study."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,9 +31,9 @@ class Metric:
     published: bool = False
     """Whether it is the paper's."""
 
-    def figure(self, record: CellRecord, subset: str) -> float:
-        """Return a recorded figure in percent, NaN where there is none."""
-        there = [record.figures[name] for name in self.of(subset) if name in record.figures]
+    def figure(self, figures: Mapping[str, float], subset: str) -> float:
+        """Return one of a trial's figures in percent, NaN where there is none."""
+        there = [figures[name] for name in self.of(subset) if name in figures]
         return 100 * there[0] if there else float("nan")
 
     def of(self, subset: str) -> list[str]:
@@ -96,6 +96,10 @@ COMPARISONS: dict[TableName, tuple[tuple[str, str], ...]] = {
         ("S (F-MSE) + A", "S (F-MSE)"),
         ("S (F-MSE) + A", "A"),
     ),
+    "start": (
+        ("16x, from scenes", "16x, from scratch"),
+        ("teacher, from scenes", "teacher, from scratch"),
+    ),
     "joint": (
         ("MD, one for both", "native, one for both"),
         ("MD, one for both", "MD, one for each task"),
@@ -104,6 +108,15 @@ COMPARISONS: dict[TableName, tuple[tuple[str, str], ...]] = {
 """Labels of rows: the first is hoped to be better."""
 GAP = ("16x, MD", "16x", "teacher")
 """Labels of student, native and teacher, for the part of the gap that distillation closes."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A finished row of one seed: one cell, or one for each fold of a cross-validation."""
+
+    seed: int
+    figures: dict[str, float]
+    held_out: HeldOut
 
 
 class Study:
@@ -125,7 +138,7 @@ class Study:
         self.rows: dict[tuple[str, Task], Row] = {}
         self.wanted: dict[tuple[str, Task], list[Cell]] = {}
         self.records: dict[Cell, CellRecord] = {}
-        self._answers: dict[Cell, HeldOut] = {}
+        self._trials: dict[tuple[Cell, ...], Trial] = {}
         self._results = results
         for row, cell in cells(table, data, tasks, seeds, schedule):
             for task in cell.tasks:
@@ -145,9 +158,21 @@ class Study:
         there = [label for label, of_task in self.rows if of_task == task]
         return [label for label in order if label in there] + [label for label in there if label not in order]
 
-    def done(self, label: str, task: Task) -> list[Cell]:
-        """Return the finished cells of a row."""
-        return [cell for cell in self.wanted.get((label, task), []) if cell in self.records]
+    def done(self, label: str, task: Task) -> dict[int, Trial]:
+        """Return the finished trials of a row, by seed: those of which every fold is."""
+        groups: dict[int, list[Cell]] = {}
+        for cell in self.wanted.get((label, task), []):
+            groups.setdefault(cell.seed, []).append(cell)
+        whole = {seed: tuple(group) for seed, group in groups.items() if all(cell in self.records for cell in group)}
+        return {seed: self._trial(group) for seed, group in whole.items()}
+
+    def _trial(self, group: tuple[Cell, ...]) -> Trial:
+        if group not in self._trials:
+            parts = [HeldOut.load(self._results / cell.study / f"{cell.name}.npz") for cell in group]
+            held_out = parts[0] if len(parts) == 1 else HeldOut.joined(parts)
+            figures = self.records[group[0]].figures if len(parts) == 1 else held_out.figures()
+            self._trials[group] = Trial(group[0].seed, figures, held_out)
+        return self._trials[group]
 
     def difference(self, metric: Metric, better: str, worse: str) -> tuple[Estimate, int] | None:
         """Return by how much the first row is better, paired by seed and image, in points, and the number of seeds.
@@ -178,20 +203,12 @@ class Study:
 
     def _paired(self, metric: Metric, *labels: str) -> list[tuple[Callable[[IntArray], float], ...]]:
         """Return, for each seed for which all these rows are finished, their scores."""
-        by_seed = [{cell.seed: cell for cell in self.done(label, metric.task)} for label in labels]
+        by_seed = [self.done(label, metric.task) for label in labels]
         seeds = sorted(set.intersection(*(set(found) for found in by_seed)))
-        return [tuple(self._score(metric, found[seed]) for found in by_seed) for seed in seeds]
-
-    def _score(self, metric: Metric, cell: Cell) -> Callable[[IntArray], float]:
-        return metric.resampled(self._held_out(cell))
-
-    def _held_out(self, cell: Cell) -> HeldOut:
-        if cell not in self._answers:
-            self._answers[cell] = HeldOut.load(self._results / cell.study / f"{cell.name}.npz")
-        return self._answers[cell]
+        return [tuple(metric.resampled(found[seed].held_out) for found in by_seed) for seed in seeds]
 
     def _images(self, metric: Metric, label: str) -> int:
-        return len(self._held_out(self.done(label, metric.task)[0]).night)
+        return len(next(iter(self.done(label, metric.task).values())).held_out.night)
 
     def metrics(self) -> list[Metric]:
         return [metric for metric in METRICS if metric.task in self.tasks]
@@ -205,9 +222,9 @@ class Study:
             lines += [f"## {metric.task}: {metric.title}, %", ""]
             lines += ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
             for label in self.labels(metric.task):
-                done = self.done(label, metric.task)
+                done = list(self.done(label, metric.task).values())
                 shown = [self._mean(metric, done, subset) for subset in ("day", "night", "all")]
-                row = [label, *shown, f"{len(done)} of {len(self.wanted[label, metric.task])}"]
+                row = [label, *shown, f"{len(done)} of {len(self.seeds)}"]
                 published = self.rows[label, metric.task].published.get(metric.task)
                 if with_paper:
                     row += (
@@ -240,8 +257,8 @@ class Study:
                 ]
         return "\n".join([*lines, *self._circumstances()]) + "\n"
 
-    def _mean(self, metric: Metric, done: Sequence[Cell], subset: str) -> str:
-        values = np.array([metric.figure(self.records[cell], subset) for cell in done])
+    def _mean(self, metric: Metric, done: Sequence[Trial], subset: str) -> str:
+        values = np.array([metric.figure(trial.figures, subset) for trial in done])
         values = values[~np.isnan(values)]
         if not len(values):
             return "*not run*" if not done else "none"
@@ -336,7 +353,7 @@ class Study:
         plt.close(figure)
 
     def _point(self, metric: Metric, label: str) -> tuple[float, float]:
-        values = [metric.figure(self.records[cell], "all") for cell in self.done(label, metric.task)]
+        values = [metric.figure(trial.figures, "all") for trial in self.done(label, metric.task).values()]
         error = float(np.std(values, ddof=1) / len(values) ** 0.5) if len(values) > 1 else 0.0
         return float(np.mean(values)), error
 

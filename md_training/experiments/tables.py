@@ -9,14 +9,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from md_training.data.sources import MfnetData
+from md_training.data.sources import MfnetData, YoloData
 from md_training.data.synthetic import SceneData
 from md_training.models.networks import Task
 from md_training.models.retinanet import RetinaNetSettings
 from md_training.presets import PRESETS, Run
 
 DataName = Literal["scenes", "msrs", "kaist", "mfnet"]
-TableName = Literal["fusion", "resolution", "ablation", "joint"]
+TableName = Literal["fusion", "resolution", "ablation", "joint", "start"]
 
 TERMS: dict[str, dict[str, object]] = {
     "md": {},
@@ -47,6 +47,7 @@ class Row:
 
     label: as printed. role: of presets.ROLES. terms: of TERMS, for a distilled role. blocks: the distilled student's
     network without a teacher: what its residual blocks give by themselves. together: one network for all tasks.
+    scratch: from the first weights of the preset even where the data set's cells start from those of the scenes.
     published: by task.
     """
 
@@ -55,6 +56,7 @@ class Row:
     terms: str = "md"
     blocks: bool = False
     together: bool = False
+    scratch: bool = False
     published: dict[Task, Published] = field(default_factory=dict)
 
 
@@ -132,6 +134,12 @@ TABLES: dict[TableName, tuple[Row, ...]] = {
         Row("MD, one for each task", "student-x16"),
         Row("MD, one for both", "student-x16", together=True),
     ),
+    "start": (
+        Row("16x, from scratch", "native-x16", scratch=True),
+        Row("16x, from scenes", "native-x16"),
+        Row("teacher, from scratch", "teacher", scratch=True),
+        Row("teacher, from scenes", "teacher"),
+    ),
 }
 
 
@@ -148,24 +156,30 @@ class Schedule:
     batch_size: int
     scenes: int
     evaluation_scenes: int = 300
+    fine_tuning_steps: int = 300
+    """Of cells that start from those of the scenes."""
 
 
 SCHEDULES: dict[str, Schedule | None] = {
     "paper": None,
     "small": Schedule("small", (320, 256), steps=1000, batch_size=8, scenes=2000),
-    "smoke": Schedule("smoke", (96, 64), steps=4, batch_size=2, scenes=8, evaluation_scenes=6),
+    "smoke": Schedule("smoke", (96, 64), steps=4, batch_size=2, scenes=8, evaluation_scenes=6, fine_tuning_steps=2),
 }
 """By name. `paper`: the presets as they are. `small`: hours on two cores. `smoke`: seconds, proves nothing."""
 
 SMALL_ANCHORS = RetinaNetSettings(anchor_side=13.0, anchor_ratios=(0.35, 0.8, 1.6), anchor_columns=2)
 """At half the size persons are half as high: those of the demo student."""
+FOLDS: dict[DataName, int] = {"msrs": 5}
+"""Of the cross-validation of a data set that is too small to be held out in part; others have none."""
+FROM_SCENES: tuple[DataName, ...] = ("msrs",)
+"""Data sets whose cells start from those of the same role, schedule and seed on scenes, unless a row says scratch."""
 EVALUATION_SCENES = 1000
 """Held-out scenes on which the paper's schedule is scored."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One training. terms, blocks: as in Row. tasks: one, or both at once."""
+    """One training. terms, blocks, scratch: as in Row. tasks: one, or both at once. fold: of the data set's FOLDS."""
 
     data: DataName
     role: str
@@ -174,18 +188,29 @@ class Cell:
     blocks: bool
     seed: int
     schedule: str
+    scratch: bool = False
+    fold: int = 0
 
     @property
     def name(self) -> str:
         """Return the name of its folder and record: unique in a schedule and data set."""
         kind = "joint" if len(self.tasks) > 1 else self.tasks[0]
         details = "-blocks" if self.blocks else "" if self.terms == "md" else f"-{self.terms}"
-        return f"{kind}-{self.role}{details}-s{self.seed}"
+        start = "-scratch" if self.scratch else ""
+        fold = f"-f{self.fold}" if self.data in FOLDS else ""
+        return f"{kind}-{self.role}{details}{start}-s{self.seed}{fold}"
 
     @property
     def study(self) -> str:
         """Return what its cells can be compared with: data set and schedule."""
         return f"{self.data}-{self.schedule}"
+
+    @property
+    def start(self) -> "Cell | None":
+        """Return the cell whose weights it starts from, None for those of the preset."""
+        if self.data not in FROM_SCENES or self.scratch:
+            return None
+        return replace(self, data="scenes", fold=0)
 
     @property
     def is_distilled(self) -> bool:
@@ -216,6 +241,11 @@ class Cell:
             distillation=replace(preset.distillation, **TERMS[self.terms]),  # type: ignore[arg-type]
             backbone_weights=weights or preset.backbone_weights,
         )
+        if self.start is not None:
+            there = folder.parent / self.start.study / self.start.name / "checkpoint.pt"
+            run = replace(run, first_weights=str(there), backbone_weights="none")
+        if isinstance(run.data, YoloData) and self.data in FOLDS:
+            run = replace(run, data=replace(run.data, folds=FOLDS[self.data], fold=self.fold))
         if not isinstance(run.data, SceneData):
             # What the figures are of is looked at once, when the training is over.
             data = replace(run.data, evaluation_pairs=0)
@@ -225,29 +255,31 @@ class Cell:
 
 
 def _scaled(run: Run, schedule: Schedule) -> Run:
-    data = run.data
+    data, detection, before = run.data, run.network.detection, run.network.input_size
     if isinstance(data, SceneData):
         data = replace(data, scenes=schedule.scenes, evaluation_scenes=0)
-    never = schedule.steps + 1
+    steps = schedule.fine_tuning_steps if run.first_weights else schedule.steps
     return replace(
         run,
         data=data,
         network=replace(
             run.network,
             input_size=schedule.input_size,
-            detection=SMALL_ANCHORS if isinstance(data, SceneData) else run.network.detection,
+            detection=SMALL_ANCHORS
+            if isinstance(data, SceneData | YoloData)
+            else replace(detection, anchor_side=detection.anchor_side * schedule.input_size[0] / before[0]),
         ),
         optimisation=replace(
             run.optimisation,
-            steps=schedule.steps,
+            steps=steps,
             batch_size=schedule.batch_size,
             optimiser="adamw",
             learning_rate=1e-3,
-            warmup_steps=min(100, schedule.steps),
+            warmup_steps=min(100, steps),
             weight_decay=0.02,
             clip_norm=10.0,
         ),
-        evaluate_every=never,
+        evaluate_every=steps + 1,
         checkpoint_every=250,
     )
 
@@ -263,7 +295,8 @@ def cells(
     for seed in seeds:
         for row in TABLES[table]:
             for group in [tuple(tasks)] if row.together else [(task,) for task in tasks]:
-                found.append((row, Cell(data, row.role, group, row.terms, row.blocks, seed, schedule)))
+                cell = Cell(data, row.role, group, row.terms, row.blocks, seed, schedule, row.scratch)
+                found += [(row, replace(cell, fold=fold)) for fold in range(FOLDS.get(data, 1))]
     there = {cell for _, cell in found}
     extra = dict.fromkeys(teacher for _, cell in found for teacher in cell.teachers if teacher not in there)
     found += [(Row("teacher", "teacher"), teacher) for teacher in extra]

@@ -106,13 +106,19 @@ def initialise(backbone: Backbone, weights: str) -> None:
 
     weights: `none` (training from scratch, and the log says so), `imagenet` (torchvision downloads its IMAGENET1K_V1
     into its own cache), or the path of a file with torchvision's ResNet-18 state dict.
-    Raises ValueError where the file is not one.
+    Raises ValueError where the file is not one, or the download fails.
     """
     if weights == "none":
         log.warning("the backbone starts from random weights: training from scratch")
         return
     if weights == "imagenet":
-        backbone.load_imagenet(resnet18(weights=ResNet18_Weights.IMAGENET1K_V1))
+        try:
+            backbone.load_imagenet(resnet18(weights=ResNet18_Weights.IMAGENET1K_V1))
+        except OSError as error:
+            raise ValueError(
+                f"backbone weights imagenet: {ResNet18_Weights.IMAGENET1K_V1.url} cannot be downloaded ({error}); name "
+                "the file, downloaded elsewhere, or none to train from scratch"
+            ) from error
         log.info("the backbone starts from torchvision's IMAGENET1K_V1")
         return
     resnet = resnet18()

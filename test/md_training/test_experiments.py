@@ -13,7 +13,7 @@ from md_perception.metrics.miss_rate import Bootstrap, ScoredBoxes
 from md_perception.results import Detections
 from md_training.data.kaist import IMPROVED_FILE
 from md_training.data.kaist_annotations import read_test_annotations
-from md_training.data.sources import KaistData, MfnetData
+from md_training.data.sources import KaistData, MfnetData, YoloData
 from md_training.experiments.cells import CellRecord, ExperimentError, HeldOut, finished, generator_hash, reasonable
 from md_training.experiments.command import experiments
 from md_training.experiments.report import COMPARISONS, METRICS, Study
@@ -157,6 +157,47 @@ def test_a_study_compares_what_is_finished_and_says_what_is_not_run(tmp_path: Pa
     assert (tmp_path / "ladder.png").stat().st_size > 5000
 
 
+def test_a_cross_validation_is_one_trial_of_all_its_folds(tmp_path: Path) -> None:
+    for _, cell in cells("start", "msrs", DETECTION, (1, 2), "small"):
+        if cell.role == "native-x16" and (cell.seed, cell.scratch, cell.fold) != (2, False, 4):
+            record(cell, street(0.5 if cell.scratch else 0.9, images=8 + cell.fold), tmp_path, tmp_path)
+    study = Study("start", "msrs", DETECTION, (1, 2), "small", tmp_path, Bootstrap(50))
+    done = study.done("16x, from scratch", "detection")
+    assert sorted(done) == [1, 2]
+    assert sorted(study.done("16x, from scenes", "detection")) == [1]  # a fold of seed 2 is not finished
+    assert len(done[1].held_out.night) == 8 + 9 + 10 + 11 + 12
+    found = sum(len(image.labels) for n in range(8, 13) for image in street(0.5, n).detections or [])
+    assert done[1].figures["MR2[person,all]"] == pytest.approx(1 - found / 50)
+    difference = study.difference(MISS_RATE, "16x, from scenes", "16x, from scratch")
+    assert difference is not None
+    assert difference[1] == 1
+    assert "| 16x, from scratch | " in study.markdown()
+    assert "2 of 2 |" in study.markdown()
+
+
+def test_cells_on_msrs_start_from_those_on_scenes() -> None:
+    by_name = {cell.name: cell for _, cell in cells("start", "msrs", DETECTION, (3,), "small")}
+    assert len(by_name) == 20
+    cell = by_name["detection-teacher-s3-f2"]
+    run = cell.run(Path("runs/msrs-small"))
+    assert run.first_weights == "runs/scenes-small/detection-teacher-s3/checkpoint.pt"
+    assert isinstance(run.data, YoloData)
+    assert (run.data.folds, run.data.fold, run.optimisation.steps) == (5, 2, 300)
+    scenes = Cell("scenes", "teacher", DETECTION, "md", False, 3, "small").run(Path("runs/scenes-small"))
+    assert run.network == scenes.network
+    scratch = by_name["detection-teacher-scratch-s3-f2"].run(Path("runs"))
+    assert (scratch.first_weights, scratch.network) == ("", run.network)
+    student = Cell("msrs", "student-x16", DETECTION, "md", False, 3, "small", fold=2)
+    assert [teacher.name for teacher in student.teachers] == ["detection-teacher-s3-f2"]
+
+
+def test_a_start_that_was_not_trained_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ExperimentError, match="--data scenes --schedule smoke --seeds 1 --rows detection-native-x16, "):
+        experiments(
+            "start", "msrs", seeds=(1,), schedule="smoke", rows=("native-x16-s1",), runs=tmp_path, results=tmp_path
+        )
+
+
 def test_a_record_of_other_settings_or_another_world_is_not_taken(tmp_path: Path) -> None:
     cell = Cell("scenes", "native-x16", DETECTION, "md", False, 1, "small")
     assert finished(cell, tmp_path, tmp_path, "") is None
@@ -222,6 +263,11 @@ def test_a_choice_without_a_cell_is_refused(chosen: dict[str, Any], said: str, t
         experiments("resolution", **options)
 
 
+def test_only_msrs_has_a_start() -> None:
+    with pytest.raises(ValueError, match="--data scenes: only cells on msrs start from those of scenes"):
+        experiments("start", "scenes", plan=True)
+
+
 @pytest.mark.long
 def test_a_cell_is_run_after_its_teacher_and_not_twice(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
@@ -245,7 +291,7 @@ def test_a_cell_is_run_after_its_teacher_and_not_twice(
 
     first = run()
     there = CellRecord.load(tmp_path / "results/scenes-smoke/detection-student-x16-s1.json")
-    assert there.run["teachers"] == [str(tmp_path / "runs/scenes-smoke/detection-teacher-s1/checkpoint.pt")]
+    assert there.run["teachers"] == ["detection-teacher-s1"]
     assert (tmp_path / "results/scenes-smoke/detection-teacher-s1.npz").exists()
     assert "2 cells, 2 to run" in caplog.text
     caplog.clear()

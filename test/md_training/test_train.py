@@ -22,7 +22,15 @@ from md_training.models.networks import NetworkSettings, Student
 from md_training.models.pspnet import PSPNetSettings
 from md_training.models.retinanet import RetinaNetSettings
 from md_training.presets import PRESETS, Optimisation, Run
-from md_training.train import CLASS_WEIGHT_LIMIT, Trainer, learning_rate, make_optimiser, sqrt_inverse_weights, train
+from md_training.train import (
+    CLASS_WEIGHT_LIMIT,
+    Trainer,
+    learning_rate,
+    make_optimiser,
+    sqrt_inverse_weights,
+    take_weights,
+    train,
+)
 
 TINY = Run(
     name="tiny",
@@ -104,6 +112,33 @@ class Harmful:
 
     def __reduce__(self) -> tuple[object, tuple[object, ...]]:
         return Path.touch, (self.path,)
+
+
+def test_first_weights_are_those_of_the_other_run_where_they_fit(tmp_path: Path) -> None:
+    def checkpoint(network: NetworkSettings) -> Path:
+        torch.manual_seed(7)
+        path = tmp_path / "other.pt"
+        save(path, Checkpoint(replace(TINY, network=network), "other", 4, Student(network), {}, "none"))
+        return path
+
+    torch.manual_seed(1)
+    network = Student(TINY.network)
+    before = {name: weight.clone() for name, weight in network.state_dict().items()}
+    take_weights(network, checkpoint(replace(TINY.network, tasks=("detection",), detection_classes=("person",))))
+    given, after = load(tmp_path / "other.pt").network.state_dict(), network.state_dict()
+    for name, weight in after.items():
+        fits = name in given and given[name].shape == weight.shape
+        torch.testing.assert_close(weight, given[name] if fits else before[name], rtol=0, atol=0)
+    changed = {name.split(".")[0] for name in after if not torch.equal(after[name], before[name])}
+    assert "backbone" in changed
+    assert not any("segmentation" in name for name in changed)  # the other run has no such head
+    unlike = [name for name, weight in given.items() if weight.shape != after[name].shape]
+    assert unlike
+    assert all("class" in name for name in unlike)  # one class instead of three
+
+    run = replace(TINY, first_weights=str(tmp_path / "missing.pt"), data=replace(TINY.data, scenes=2))
+    with pytest.raises(CheckpointError, match="there is no such checkpoint"):
+        train(run, tmp_path / "run")
 
 
 def test_pickles_that_are_no_checkpoint_are_refused_unread(tmp_path: Path) -> None:

@@ -172,3 +172,24 @@ def test_runs_from_before_other_data_than_scenes_are_read() -> None:
         del values[name]
     del values["data"]["kind"], values["network"]["detection_classes"], values["optimisation"]["ema_decay"]
     assert Run.from_json(values) == Run(name="x", network=NETWORK, data=SceneData(scenes=7))
+
+
+def test_folds_of_a_cross_validation_cover_every_pair_once_and_keep_neighbours(tmp_path: Path) -> None:
+    names = [f"{number:02}{'DN'[number % 3 == 0]}" for number in range(13)]  # 5 of the night
+    write_yolo(tmp_path, names)
+    source = YoloData(tmp_path, camera_size=(64, 48), native_thermal_size=(64, 48), folds=3)
+    held_out = []
+    for fold in range(3):
+        one = replace(source, fold=fold)
+        there, others = one.evaluation().split.names, one.training().split.names
+        assert sorted((*there, *others)) == names
+        for time in "DN":
+            ordered = [name for name in names if name.endswith(time)]
+            places = [ordered.index(name) for name in there if name.endswith(time)]
+            assert places == list(range(places[0], places[0] + len(places)))
+        held_out += there
+    assert sorted(held_out) == names
+    with pytest.raises(ValueError, match="fold 3 of 3 folds"):
+        replace(source, fold=3)
+    with pytest.raises(DataError, match="13 pairs cannot be shared out to 14 folds"):
+        replace(source, folds=14).training()

@@ -223,3 +223,20 @@ def record(root: Path, data_set: str, split: Split) -> bool:
 def _without_suffix(name: str) -> str:
     suffix = PurePosixPath(name).suffix
     return name.removesuffix(suffix) if suffix.lower() in (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff") else name
+
+
+def folds(names: Sequence[str], night: Sequence[bool], count: int) -> list[list[str]]:
+    """Share out names to `count` folds for a cross-validation: of the sorted names of the day, and of those of the
+    night, each fold has a block of neighbours.
+
+    Neighbours in name are neighbours in time: they show the same persons, and must not be torn apart.
+    Raises DataError where a fold would be empty.
+    """
+    parts: list[list[str]] = [[] for _ in range(count)]
+    for dark in (False, True):
+        ordered = sorted(name for name, is_dark in zip(names, night, strict=True) if is_dark == dark)
+        for index, name in enumerate(ordered):
+            parts[index * count // len(ordered)].append(name)
+    if not all(parts):
+        raise DataError(f"{len(names)} pairs cannot be shared out to {count} folds: use fewer")
+    return parts
