@@ -34,7 +34,7 @@ def experiments(
     data: DataName = "scenes",
     tasks: tuple[Task, ...] = (),
     seeds: tuple[int, ...] = (1, 2, 3),
-    schedule: Literal["paper", "small", "smoke"] = "paper",
+    schedule: Literal["paper", "small", "check", "smoke"] = "paper",
     rows: tuple[str, ...] = (),
     runs: Path = Path("runs/experiments"),
     results: Path = Path("results"),
@@ -56,7 +56,8 @@ def experiments(
         data: What is trained on; msrs, which is small, by 5-fold cross-validation, from the weights on scenes.
         tasks: By default all that the paper has of the data set.
         seeds: Of the runs; a student's teacher has its seed.
-        schedule: `paper`, `small` (320x256, for a machine without a GPU) or `smoke` (seconds; proves nothing).
+        schedule: `paper`, `small` (320x256, for a machine without a GPU), `check` (a minute a cell) or `smoke`
+            (seconds); the last two prove nothing about the method.
         rows: Only cells whose name contains one of these, with the teachers that they need.
         runs: Folder of the runs, below it DATA-SCHEDULE.
         results: Folder of the results.

@@ -163,12 +163,14 @@ class Schedule:
 SCHEDULES: dict[str, Schedule | None] = {
     "paper": None,
     "small": Schedule("small", (320, 256), steps=1000, batch_size=8, scenes=2000),
+    "check": Schedule("check", (160, 128), steps=300, batch_size=8, scenes=200, evaluation_scenes=60),
     "smoke": Schedule("smoke", (96, 64), steps=4, batch_size=2, scenes=8, evaluation_scenes=6, fine_tuning_steps=2),
 }
-"""By name. `paper`: the presets as they are. `small`: hours on two cores. `smoke`: seconds, proves nothing."""
+"""By name. `paper`: the presets as they are. `small`: hours on two cores. `check`: a minute a cell; a
+test runs one again and compares it with its record. `smoke`: seconds, proves nothing."""
 
 SMALL_ANCHORS = RetinaNetSettings(anchor_side=13.0, anchor_ratios=(0.35, 0.8, 1.6), anchor_columns=2)
-"""At half the size persons are half as high: those of the demo student."""
+"""For 320x256, where persons are half as high: those of the demo student."""
 FOLDS: dict[DataName, int] = {"msrs": 5}
 """Of the cross-validation of a data set that is too small to be held out in part; others have none."""
 FROM_SCENES: tuple[DataName, ...] = ("msrs",)
@@ -255,7 +257,9 @@ class Cell:
 
 
 def _scaled(run: Run, schedule: Schedule) -> Run:
-    data, detection, before = run.data, run.network.detection, run.network.input_size
+    data, detection, before = run.data, run.network.detection, run.network.input_size[0]
+    if isinstance(data, SceneData | YoloData):
+        detection, before = SMALL_ANCHORS, 320
     if isinstance(data, SceneData):
         data = replace(data, scenes=schedule.scenes, evaluation_scenes=0)
     steps = schedule.fine_tuning_steps if run.first_weights else schedule.steps
@@ -265,9 +269,7 @@ def _scaled(run: Run, schedule: Schedule) -> Run:
         network=replace(
             run.network,
             input_size=schedule.input_size,
-            detection=SMALL_ANCHORS
-            if isinstance(data, SceneData | YoloData)
-            else replace(detection, anchor_side=detection.anchor_side * schedule.input_size[0] / before[0]),
+            detection=replace(detection, anchor_side=detection.anchor_side * schedule.input_size[0] / before),
         ),
         optimisation=replace(
             run.optimisation,
