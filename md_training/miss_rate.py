@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from md_perception.annotations.kaist import IMPROVED_TEST_SHA256, read_test_annotations
 from md_perception.metrics.miss_rate import (
     REFERENCES_FPPI,
     Bootstrap,
@@ -20,7 +21,6 @@ from md_perception.metrics.miss_rate import (
     table,
 )
 from md_perception.results import Detections
-from md_training.data.kaist_annotations import IMPROVED_TEST_SHA256, read_test_annotations
 
 log = logging.getLogger(__name__)
 

@@ -11,6 +11,7 @@ import numpy as np
 from md_perception.bags.read import Bag
 from md_perception.bags.types import TopicQos
 from md_perception.labels import DETECTION, ClassList
+from md_perception.metrics.boxes import overlaps
 from md_perception.metrics.detection import TruthBoxes
 from md_perception.results import Detections, Mode, Perception, Segmentation, StageTimes, StudentOutput
 from md_perception.sensing.images import stamp_ns, to_rgb, to_thermal_values
@@ -192,10 +193,7 @@ def count_found(truth: TruthBoxes, detections: Detections, label: int, least_iou
 
 def iou(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     """Return the intersection over union of one box, float (4,) xyxy, with each of float (N, 4)."""
-    low, high = np.maximum(box[:2], boxes[:, :2]), np.minimum(box[2:], boxes[:, 2:])
-    common = np.prod(np.clip(high - low, 0, None), axis=1)
-    area = np.prod(box[2:] - box[:2])
-    return common / (area + np.prod(boxes[:, 2:] - boxes[:, :2], axis=1) - common)
+    return overlaps(box[None], boxes)[0]
 
 
 Header = tuple[int, str]

@@ -41,7 +41,8 @@ class PictureSource:
         Raises BagError where the path is neither, or holds no picture.
         """
         if path.is_dir():
-            files = sorted((f for f in path.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES), key=_natural)
+            pictures = (file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+            files = sorted(pictures, key=lambda file: natural(file.name))
             if not files:
                 raise BagError(f"{path} has no image ({', '.join(IMAGE_SUFFIXES)})")
             return cls(path, rate_hz or 30.0, len(files), tuple(files))
@@ -119,9 +120,9 @@ def at_rate(pictures: Iterable[Picture], source_hz: float, rate_hz: float) -> It
             tick += 1
 
 
-def _natural(path: Path) -> list[tuple[int, str]]:
+def natural(name: str) -> list[tuple[int, str]]:
     """Sort key: picture_2 before picture_10."""
-    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", path.name)]
+    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", name)]
 
 
 def _one_channel(picture: Picture, source: str) -> Picture:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from md_perception.labels import DETECTION, ClassList
+from md_perception.metrics.boxes import areas, intersections, overlaps
 from md_perception.results import Detections, Float32Array, Int64Array
 
 MAX_DETECTIONS = 100
@@ -118,6 +119,46 @@ def average_precision(
         ap[name] = float(precision[:, :, index].mean()) if counted[name] else None
         ap50[name] = float(precision[0, :, index].mean()) if counted[name] else None
     return AveragePrecision(ap, ap50, counted, left_out, len(truth))
+
+
+def confusion_table(
+    truth: Sequence[TruthBoxes], detections: Sequence[Detections], least_score: float, classes: ClassList = DETECTION
+) -> Int64Array:
+    """Return int64 (K + 1, K + 1): rows are the classes of objects, columns those of detections from a score on.
+
+    Highest scores first, a detection takes the free counted object of its class that it overlaps most, at least by
+    0.5. A detection that finds none, and does not lie in an ignored object of its class (half of its area), then takes
+    the free object of another class in the same way: a confusion. The last row counts the detections that find nothing,
+    the last column the objects that nothing finds.
+    """
+    size = len(classes)
+    table = np.zeros((size + 1, size + 1), np.int64)
+    for objects, image in zip(truth, detections, strict=True):
+        found = image.above(least_score)
+        boxes, labels = objects.boxes[~objects.ignored], objects.labels[~objects.ignored]
+        shared = overlaps(found.boxes, boxes)
+        regions = objects.labels[objects.ignored] == found.labels[:, None]
+        inside = intersections(found.boxes, objects.boxes[objects.ignored]) >= 0.5 * areas(found.boxes)[:, None]
+        left_out = (regions & inside).any(axis=1)
+        free = np.ones(len(boxes), np.bool_)
+        open_ = list(np.argsort(-found.scores, kind="stable"))
+        for same_class in (True, False):
+            for detection in tuple(open_):
+                label = found.labels[detection]
+                allowed = free & (labels == label) if same_class else free
+                candidates = np.where(allowed, shared[detection], 0.0)
+                if len(candidates) and candidates.max() >= 0.5:
+                    best = len(candidates) - 1 - int(candidates[::-1].argmax())  # of equal overlaps the later object
+                    free[best] = False
+                    table[labels[best], label] += 1
+                    open_.remove(detection)
+                elif same_class and left_out[detection]:
+                    open_.remove(detection)
+        for detection in open_:
+            table[size, found.labels[detection]] += 1
+        for label in labels[free]:
+            table[label, size] += 1
+    return table
 
 
 def _mean(values: dict[str, float | None]) -> float | None:

@@ -1,8 +1,11 @@
-"""Latency percentiles over a rolling window."""
+"""Latency percentiles over a rolling window, and the machine that they were measured on."""
 
 import math
+import os
+import platform
 from collections import deque
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -43,3 +46,22 @@ def nearest_rank(ordered: list[float], percent: int) -> float:
     """Return the nearest-rank percentile of ascending values, NaN where there is none. percent: 1..100."""
     # -(-a // b) is the ceiling without a detour through floats, in which 0.95 * 20 may be more than 19.
     return ordered[-(-percent * len(ordered) // 100) - 1] if ordered else math.nan
+
+
+def processor() -> str:
+    """Return the model of the CPU."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass  # not Linux; the platform's own name will do
+    return platform.processor() or platform.machine()
+
+
+def machine() -> str:
+    """Return the CPU model, its cores and the system."""
+    return (
+        f"{processor()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}, "
+        f"Python {platform.python_version()}"
+    )

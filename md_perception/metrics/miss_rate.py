@@ -44,6 +44,9 @@ OVERLAP = 0.5
 REFERENCES_FPPI: Float64Array = np.array([10.0 ** (step / 4 - 2) for step in range(9)])
 LOWEST_MISS_RATE = 1e-10
 
+FPPI_LIMITS = (10**-2.5, 10**0.5)
+"""Between which curves are drawn: the references and half a decade on both sides."""
+
 TRUE_POSITIVE, FALSE_POSITIVE, LEFT_OUT = 1, 0, -1
 NO_OCCLUSION, PARTIAL_OCCLUSION, HEAVY_OCCLUSION = 0, 1, 2
 
@@ -231,6 +234,10 @@ class Comparison:
 
         The order is by image, then by falling score.
         """
+        return self.matches(ignored)[0]
+
+    def matches(self, ignored: BoolArray) -> tuple[IntArray, BoolArray]:
+        """Match, as `outcomes` does. Return the outcomes, and bool (objects of all images,): found by a detection."""
         if ignored.shape != (self._objects_per_image.sum(),):
             raise ValueError(
                 f"ignored {ignored.shape} is not one flag for each of {self._objects_per_image.sum()} objects"
@@ -252,7 +259,9 @@ class Comparison:
             if free:
                 taken.add(max(free)[1])  # of equal overlaps the later object
                 outcomes[detection] = TRUE_POSITIVE
-        return outcomes
+        found = np.zeros(len(ignored), np.bool_)
+        found[list(taken)] = True
+        return outcomes, found
 
     def evaluate(
         self,
@@ -337,8 +346,8 @@ class Curve:
 
         weights: int64 (images,), how often each image is there; by default once.
         """
-        images = len(self.objects)
-        each = np.ones(images, np.int64) if weights is None else weights
+        each = np.ones(len(self.objects), np.int64) if weights is None else weights
+        images = int(each.sum())
         objects = int(each @ self.objects)
         if objects == 0:
             return np.zeros(0), np.zeros(0), np.zeros(0)
@@ -431,6 +440,20 @@ def of_class(
         ],
     )
     return comparison, [image.ignored[chosen] for image, chosen in zip(truth, mine, strict=True)]
+
+
+def curve_points(curve: MissRate) -> tuple[Float64Array, Float64Array]:
+    """Return FPPI and miss rate of the steps between FPPI_LIMITS, as the metric reads them: at any FPPI the miss rate
+    is that of the last point with at most that FPPI, 1 where there is none.
+    """
+    low, high = FPPI_LIMITS
+    between = (curve.fppi > low) & (curve.fppi <= high)
+    # Of the points with equal FPPI only the last is read; they belong to one false positive and the hits after it.
+    last = np.append(curve.fppi[1:] != curve.fppi[:-1], True)
+    before = np.concatenate([[1.0], curve.miss_rates])[np.searchsorted(curve.fppi, low, side="right")]
+    fppi = np.concatenate([[low], curve.fppi[between & last], [high]])
+    miss_rates = np.concatenate([[before], curve.miss_rates[between & last]])
+    return fppi, np.append(miss_rates, miss_rates[-1])
 
 
 def metric_name(setting: str, subset: str) -> str:

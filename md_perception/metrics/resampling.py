@@ -61,8 +61,19 @@ class DetectionResamples:
 
     def miss_rate(self, name: str, times: IntArray) -> float:
         """Return the log-average miss rate of one class (metrics.miss_rate.class_miss_rate)."""
-        at_references = self._curves[name].points(times)[2]
+        at_references = self.miss_rates(name, times)
         return log_average(at_references) if len(at_references) else float("nan")
+
+    def miss_rates(self, name: str, times: IntArray) -> Float64Array:
+        """Return the miss rates of one class at REFERENCES_FPPI, empty without an object."""
+        return self._curves[name].points(times)[2]
+
+    def counts(self, name: str, least_score: float) -> tuple[IntArray, IntArray, IntArray]:
+        """Return objects found and missed, and false detections, int64 (images,), of detections from a score on."""
+        curve = self._curves[name]
+        kept = curve.scores >= np.float32(least_score)  # scores are float32, whatever they are kept in
+        found = np.bincount(curve.image[curve.hit & kept], minlength=self.images)
+        return found, curve.objects - found, np.bincount(curve.image[~curve.hit & kept], minlength=self.images)
 
 
 class SegmentationResamples:

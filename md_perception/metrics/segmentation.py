@@ -32,13 +32,14 @@ class Confusion:
         """
         if truth.shape != prediction.shape:
             raise ValueError(f"truth {truth.shape} and prediction {prediction.shape} are not of one size")
-        known = truth != UNLABELED_ID
         size = len(self.classes)
-        rows, columns = truth[known].astype(np.int64), prediction[known].astype(np.int64)
-        for what, ids in (("truth", rows), ("prediction", columns)):
-            if ids.size and ids.max() >= size:
-                raise ValueError(f"the {what} has class id {ids.max()}; {self.classes.name} ends at {size - 1}")
-        self.counts += np.bincount(rows * size + columns, minlength=size * size).reshape(size, size)
+        pairs = truth.astype(np.uint16) << 8 | prediction
+        counts = np.bincount(pairs.reshape(-1), minlength=1 << 16).reshape(256, 256)[:UNLABELED_ID]
+        for what, axis in (("truth", 1), ("prediction", 0)):
+            highest = int(np.flatnonzero(counts.sum(axis=axis)).max(initial=0))
+            if highest >= size:
+                raise ValueError(f"the {what} has class id {highest}; {self.classes.name} ends at {size - 1}")
+        self.counts += counts[:size, :size]
 
     def scores(self) -> "SegmentationScores":
         hits = np.diag(self.counts).astype(np.float64)

@@ -15,6 +15,7 @@ from onnx import TensorProto, helper
 from torch import Tensor, nn
 
 from md_perception.inference.session import SessionSettings, Student, StudentError, make_session
+from md_perception.metrics.latency import processor
 from md_perception.sensing.registration import sampling_matrix
 from md_training.benchmark.report import COPY, GEMM
 from md_training.benchmark.subjects import Part, Precision, Runtime, Subject
@@ -220,17 +221,10 @@ def unavailable(options: SessionSettings) -> str | None:
 
 def machine(device: torch.device, threads: int) -> dict[str, Any]:
     """Describe what the times are of."""
-    processor = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [
-            line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")
-        ]
-        processor = names[0] if names else processor
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "processor": processor,
+        "processor": processor(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "cores": cores,
         "threads": threads,

@@ -13,35 +13,36 @@ Text annotations are those of Dollar's toolbox, `% bbGt version=3` and one objec
 visible_x visible_y visible_w visible_h ignore angle`, pixels counted from 1.
 """
 
-import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
+from md_perception.annotations.files import DataError
+from md_perception.annotations.kaist import (
+    PERSON,
+    FrameName,
+    Target,
+    corners,
+    kaist_truth,
+    merged,
+    read_annotation,
+    read_test_annotations,
+)
 from md_perception.labels import DETECTION
 from md_perception.metrics.miss_rate import (
-    HEAVY_OCCLUSION,
     NO_OCCLUSION,
     PARTIAL_OCCLUSION,
     KaistTruth,
     Setting,
 )
 from md_perception.results import UInt8Image
-from md_training.data.kaist_annotations import IGNORED_LABELS, FrameName, read_test_annotations
 from md_training.data.pairs import NATIVE, Degradation, PairData, Truth, find_list, read_rgb, read_thermal
-from md_training.data.splits import DataError, Split, all_names, published, read_split, verified
-from md_training.data.yolo import read_text
+from md_training.data.splits import Split, all_names, published, read_split, verified
 
-Target = Literal["mean", "visible", "thermal", "union"]
 NON_EMPTY = "train-all-01-non-empty"
-PERSON = "person"
-LABELS = (PERSON, *IGNORED_LABELS, "person?a", "unpaired")
-"""What annotation files may say. All but `person` is neither person nor background: groups, what may be one, riders,
-and objects that only one of the two cameras shows."""
 IMPROVED_FILE = "KAIST_annotation.json"
 
 
@@ -67,20 +68,6 @@ class KaistFolder:
     def open(self) -> "KaistPairs":
         """Find annotations and list. Raises DataError."""
         return KaistPairs(self)
-
-
-@dataclass(frozen=True)
-class Annotated:
-    """The objects of one annotation file, as it has them.
-
-    labels: one of LABELS each. boxes: float64 (N, 4), left, top, width, height px, counted from 1. occlusion: int64
-    (N,), 0 none, 1 partial, 2 heavy. ignored: bool (N,), said so by the file.
-    """
-
-    labels: tuple[str, ...]
-    boxes: np.ndarray
-    occlusion: np.ndarray
-    ignored: np.ndarray
 
 
 class KaistPairs(PairData):
@@ -147,12 +134,7 @@ class KaistPairs(PairData):
             annotated = merged(visible, lwir, self._target)
         else:
             annotated = read_annotation(self._text_file(name))
-        return KaistTruth(
-            boxes=annotated.boxes,
-            ignored=annotated.ignored | np.array([label != PERSON for label in annotated.labels], np.bool_),
-            occlusion=annotated.occlusion,
-            night=frame.night,
-        )
+        return kaist_truth(annotated, frame.night)
 
     def night(self, name: str) -> bool:
         return frame_name(name, self.split.name).night
@@ -274,149 +256,12 @@ def to_truth(truth: KaistTruth, size: tuple[int, int], minimum_height_px: float 
     written for 640x512) and those lower than minimum_height_px. size: (width, height) px of the image.
     """
     ignored = Setting("training", (minimum_height_px, np.inf), (NO_OCCLUSION, PARTIAL_OCCLUSION)).ignored(truth)
-    left, top, width, height = truth.boxes.T
-    # x = 1 with a width of 10 are the pixels 1..10 of the file and 0..9 here: 0 to 10, right exclusive.
-    boxes = (np.stack([left, top, left + width, top + height], axis=1) - 1).clip(0, [*size, *size]).astype(np.float32)
+    boxes = corners(truth).clip(0, [*size, *size]).astype(np.float32)
     keep = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
     return Truth(
         boxes=boxes[keep],
         labels=np.full(int(keep.sum()), DETECTION.id_of(PERSON), np.int64),
         ignored=ignored[keep],
-    )
-
-
-def merged(visible: Annotated, lwir: Annotated, target: Target) -> Annotated:
-    """Return one box for each object of the paired annotations.
-
-    The files pair objects by their order, label by label (they carry no number; AR-CNN's own reader does so). Where the
-    cameras do not have as many of a label, those that overlap are paired, largest overlap first, and the others are
-    objects of one camera. Occlusion is the heavier of the two; ignored is what either file ignores.
-    """
-    pairs: list[tuple[int | None, int | None]] = []
-    for label in dict.fromkeys(visible.labels + lwir.labels):
-        first = [index for index, other in enumerate(visible.labels) if other == label]
-        second = [index for index, other in enumerate(lwir.labels) if other == label]
-        pairs += (
-            zip(first, second, strict=True) if len(first) == len(second) else _overlapping(visible, first, lwir, second)
-        )
-    labels, boxes, occlusion, ignored = [], [], [], []
-    for one, other in pairs:
-        seen = [(side, index) for side, index in ((visible, one), (lwir, other)) if index is not None]
-        side, index = seen[0]
-        labels.append(side.labels[index])
-        boxes.append(_combined([side.boxes[index] for side, index in seen], target))
-        occlusion.append(max(int(side.occlusion[index]) for side, index in seen))
-        ignored.append(any(bool(side.ignored[index]) for side, index in seen))
-    return _annotated(labels, boxes, occlusion, ignored)
-
-
-def _combined(boxes: list[np.ndarray], target: Target) -> np.ndarray:
-    """Return left, top, width, height of one object from the boxes of the cameras that annotate it, visible first."""
-    if len(boxes) == 1 or target == "visible":
-        return boxes[0]
-    if target == "thermal":
-        return boxes[1]
-    if target == "mean":
-        return np.mean(boxes, axis=0)
-    low = np.minimum(boxes[0][:2], boxes[1][:2])
-    high = np.maximum(boxes[0][:2] + boxes[0][2:], boxes[1][:2] + boxes[1][2:])
-    return np.concatenate([low, high - low])
-
-
-def _overlapping(
-    visible: Annotated, first: list[int], lwir: Annotated, second: list[int]
-) -> list[tuple[int | None, int | None]]:
-    """Pair the objects of two lists that overlap, largest first; the rest stays alone. In the order of the lists."""
-    overlaps = sorted(
-        ((_overlap(visible.boxes[one], lwir.boxes[other]), one, other) for one in first for other in second),
-        key=lambda entry: -entry[0],
-    )
-    partner: dict[int, int] = {}
-    for overlap, one, other in overlaps:
-        if overlap > 0 and one not in partner and other not in partner.values():
-            partner[one] = other
-    alone = [(None, other) for other in second if other not in partner.values()]
-    return [*((one, partner.get(one)) for one in first), *alone]
-
-
-def _overlap(one: np.ndarray, other: np.ndarray) -> float:
-    """Return the intersection over union of two boxes, left, top, width, height."""
-    low, high = np.maximum(one[:2], other[:2]), np.minimum(one[:2] + one[2:], other[:2] + other[2:])
-    shared = float(np.prod((high - low).clip(min=0)))
-    return shared / float(np.prod(one[2:]) + np.prod(other[2:]) - shared)
-
-
-def read_annotation(path: Path) -> Annotated:
-    """Read one annotation file, .txt or .xml. Raises DataError, with file and line or object."""
-    return _read_xml(path) if path.suffix == ".xml" else _read_text(path)
-
-
-def _read_text(path: Path) -> Annotated:
-    lines = read_text(path).splitlines()
-    if not lines or lines[0].split() != ["%", "bbGt", "version=3"]:
-        raise DataError(f"{path} does not start with '% bbGt version=3': it is no annotation of Dollar's toolbox")
-    rows = []
-    for number, line in enumerate(lines[1:], start=2):
-        words = line.split()
-        if not words:
-            continue
-        where = f"{path}, line {number}"
-        if len(words) != 12:
-            raise DataError(
-                f"{where} has {len(words)} values, expected 12: label x y w h occlusion, four of the visible box, "
-                "ignore angle"
-            )
-        rows.append(_row(words[0], words[1:5], words[5], words[10], where))
-    return _annotated(*zip(*rows, strict=True)) if rows else _annotated([], [], [], [])
-
-
-def _read_xml(path: Path) -> Annotated:
-    text = read_text(path)
-    if "<!ENTITY" in text:
-        raise DataError(f"{path} defines XML entities, which no annotation needs: it is not read")
-    try:
-        root = ET.fromstring(text)
-    except ET.ParseError as error:
-        raise DataError(f"{path} is no XML file ({error}): download it again") from None
-    rows = []
-    for number, entry in enumerate(root.iter("object"), start=1):
-        box = [entry.findtext(f"bndbox/{key}") or "" for key in ("x", "y", "w", "h")]
-        occlusion, ignore = entry.findtext("occlusion") or "0", entry.findtext("ignore") or "0"
-        rows.append(_row(entry.findtext("name") or "", box, occlusion, ignore, f"{path}, object {number}"))
-    return _annotated(*zip(*rows, strict=True)) if rows else _annotated([], [], [], [])
-
-
-def _row(
-    label: str, box: Sequence[str], occlusion: str, ignored: str, where: str
-) -> tuple[str, list[float], int, bool]:
-    """Return the checked values of one object."""
-    label = label.strip().lower()
-    if label not in LABELS:
-        raise DataError(f"{where}: the label {label!r} is none of KAIST's ({', '.join(LABELS)})")
-    try:
-        numbers = [float(text) for text in box]
-    except ValueError:
-        raise DataError(f"{where}: {' '.join(box)!r} are not left, top, width and height") from None
-    if not np.isfinite(numbers).all() or min(numbers[2:]) <= 0:
-        raise DataError(f"{where}: a box of {numbers[2]:g}x{numbers[3]:g} px holds nothing")
-    if occlusion.strip() not in map(str, range(NO_OCCLUSION, HEAVY_OCCLUSION + 1)):
-        raise DataError(f"{where}: occlusion {occlusion!r} is not 0 (none), 1 (partial) or 2 (heavy)")
-    if ignored.strip() not in ("0", "1"):
-        raise DataError(f"{where}: ignore {ignored!r} is not 0 or 1")
-    return label, numbers, int(occlusion), ignored.strip() == "1"
-
-
-def _annotated(
-    labels: Sequence[str],
-    boxes: Sequence[Sequence[float] | np.ndarray],
-    occlusion: Sequence[int],
-    ignored: Sequence[bool],
-) -> Annotated:
-    return Annotated(
-        labels=tuple(labels),
-        boxes=np.array(boxes, np.float64).reshape(-1, 4),
-        occlusion=np.array(occlusion, np.int64),
-        ignored=np.array(ignored, np.bool_),
     )
 
 

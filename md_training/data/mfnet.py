@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from md_perception.annotations.masks import read_mask
 from md_perception.labels import SEGMENTATION
 from md_perception.results import UInt8Image
 from md_training.data.pairs import (
@@ -19,7 +20,6 @@ from md_training.data.pairs import (
     find_list,
     index_folder,
     named_night,
-    read_mask,
     read_rgb_thermal,
 )
 from md_training.data.splits import DataError, Split, hash_names, published, read_names, verified

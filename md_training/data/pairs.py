@@ -3,10 +3,6 @@
 A data set here is a map from an index to a `Sample`, read when it is asked for; a torch DataLoader takes it as it is.
 """
 
-import math
-import struct
-import warnings
-import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -15,21 +11,16 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
 
+from md_perception.annotations.files import DataError, index_folder
+from md_perception.annotations.images import decoded_image
 from md_perception.inference.manifest import ThermalContract
-from md_perception.labels import SEGMENTATION
 from md_perception.results import Float32Array, Int64Array, UInt8Image
 from md_perception.sensing.registration import sampling_matrix
 from md_perception.sensing.thermal import GREY_TOLERANCE, channel_difference, resize_to_sensor
 from md_training.data.sample import Sample, ThermalView
-from md_training.data.splits import DATA_SETS, DataError, Split, all_names, read_split
+from md_training.data.splits import DATA_SETS, Split, all_names, read_split
 from md_training.losses import IGNORED_PIXEL
-
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
-MAX_PIXELS = 40_000_000
-"""Larger images are refused by their header, before they are decoded: a damaged file must not fill the memory."""
-MAX_FILE_BYTES = 256 * 2**20
 
 BoolArray = npt.NDArray[np.bool_]
 
@@ -172,8 +163,9 @@ class PairData(ABC):
 class PairFolder:
     """Unlabelled pairs in a folder: what label-free distillation (`task_loss: teacher`) needs.
 
-    root: with `visible/NAME.jpg` and `thermal/NAME.jpg` (or as RGB_FOLDERS, THERMAL_FOLDERS and IMAGE_SUFFIXES say;
-    folders inside are part of the name), perhaps lists of names, `night.txt` and `homography.txt` (see FolderPairs).
+    root: with `visible/NAME.jpg` and `thermal/NAME.jpg` (or as RGB_FOLDERS, THERMAL_FOLDERS and files.IMAGE_SUFFIXES
+    say; folders inside are part of the name), perhaps lists of names, `night.txt` and `homography.txt` (see
+    FolderPairs).
     split: a list beside the folders, without .txt, or `all`.
     """
 
@@ -270,21 +262,6 @@ def find_list(root: Path, name: str) -> Path:
     raise DataError(f"{root} has no list {name!r}: {' nor '.join(str(path) for path in places)} is there")
 
 
-def index_folder(folder: Path) -> dict[str, Path]:
-    """Return the images of a folder and its folders, by their names without suffix.
-
-    Raises DataError where two files differ in their suffix only.
-    """
-    found: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."):
-            name = path.relative_to(folder).with_suffix("").as_posix()
-            if name in found:
-                raise DataError(f"{found[name]} and {path} have the same name: leave one of them")
-            found[name] = path
-    return found
-
-
 def named_night(name: str) -> bool:
     """Return whether the name says so in MFNet's way: 01234N."""
     return len(name) > 1 and name[-1] == "N" and name[-2].isdigit()
@@ -292,7 +269,7 @@ def named_night(name: str) -> bool:
 
 def read_rgb(path: Path) -> UInt8Image:
     """Return uint8 (H, W, 3), RGB order; grey images are repeated over the channels. Raises DataError."""
-    pixels = _decoded(path)
+    pixels = decoded_image(path)
     if pixels.ndim == 2:
         pixels = np.repeat(pixels[..., None], 3, axis=2)
     if pixels.shape[2] == 4:
@@ -305,7 +282,7 @@ def read_rgb(path: Path) -> UInt8Image:
 
 def read_thermal(path: Path) -> UInt8Image:
     """Return uint8 (h, w), warm is bright; colour files have to hold a grey picture. Raises DataError."""
-    pixels = _decoded(path)
+    pixels = decoded_image(path)
     if pixels.ndim == 2:
         return pixels
     difference = channel_difference(pixels)
@@ -325,7 +302,7 @@ def read_rgb_thermal(path: Path) -> tuple[UInt8Image, UInt8Image]:
     The channels are parted as they come out of the file, before anything is resized: to PIL the fourth is an alpha
     channel, and its resize would multiply the colours by the warmth. Raises DataError for another number of channels.
     """
-    pixels = _decoded(path)
+    pixels = decoded_image(path)
     channels = 1 if pixels.ndim == 2 else pixels.shape[2]
     if channels != 4:
         raise DataError(
@@ -333,92 +310,6 @@ def read_rgb_thermal(path: Path) -> tuple[UInt8Image, UInt8Image]:
             "fourth for transparency has dropped it, use the original file"
         )
     return np.ascontiguousarray(pixels[..., :3]), np.ascontiguousarray(pixels[..., 3])
-
-
-def read_mask(path: Path, size: tuple[int, int], classes: int = len(SEGMENTATION)) -> UInt8Image:
-    """Return uint8 (H, W), class ids or IGNORED_PIXEL. size: (width, height) px that it has to have.
-
-    The file holds ids (grey or palette PNG), or the colours of labels.SEGMENTATION. Raises DataError for any other
-    value, as bilinear resizing makes them, and for another size.
-    """
-    pixels = _decoded(path, indices=True)
-    if pixels.shape[1::-1] != size:
-        raise DataError(
-            f"{path} is {pixels.shape[1]}x{pixels.shape[0]}, its RGB image {size[0]}x{size[1]}: export masks at the "
-            "size of the RGB image (with nearest-neighbour resampling)"
-        )
-    if pixels.ndim == 3:
-        pixels = _from_colours(pixels, path)
-    values = np.unique(pixels)
-    wrong = values[(values >= classes) & (values != IGNORED_PIXEL)]
-    if len(wrong):
-        raise DataError(
-            f"{path} has the label values {', '.join(map(str, wrong[:8]))}, outside 0..{classes - 1}: a label image "
-            "must not be resized but with nearest-neighbour, nor saved as JPEG"
-        )
-    return pixels
-
-
-def _from_colours(pixels: UInt8Image, path: Path) -> UInt8Image:
-    """Map the palette's colours (H, W, 3) to ids (H, W)."""
-    codes = pixels[..., 0].astype(np.int32) << 16 | pixels[..., 1].astype(np.int32) << 8 | pixels[..., 2]
-    known = {red << 16 | green << 8 | blue: id_ for id_, (red, green, blue) in enumerate(SEGMENTATION.palette)}
-    values, inverse = np.unique(codes, return_inverse=True)
-    unknown = [f"({code >> 16}, {code >> 8 & 255}, {code & 255})" for code in values.tolist() if code not in known]
-    if unknown or pixels.shape[2] != 3:
-        raise DataError(
-            f"{path} has the colours {', '.join(unknown[:4])}, which are not in the palette of {SEGMENTATION.name}: "
-            "save masks as grey PNG of class ids, or in this palette without alpha channel and compression losses"
-        )
-    ids = np.array([known[code] for code in values.tolist()], np.uint8)
-    return ids[inverse].reshape(codes.shape)
-
-
-def _opened(path: Path) -> Image.Image:
-    """Open an image file by its header; sizes are bounded before a pixel is decoded."""
-    if not path.is_file():
-        raise DataError(f"{path} is not there: download the data set again, or take the name out of your list")
-    size = path.stat().st_size
-    if size > MAX_FILE_BYTES:
-        raise DataError(f"{path} has {size} bytes, more than the {MAX_FILE_BYTES} that are read: is it a camera image?")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the bound below is the tighter one
-            image = Image.open(path)
-    except Image.DecompressionBombError:
-        raise DataError(f"{path} has more pixels than the {MAX_PIXELS // 10**6} million that are read") from None
-    except (UnidentifiedImageError, *_DAMAGE) as error:
-        raise DataError(f"{path} is no image that can be read ({error}): download it again") from None
-    if math.prod(image.size) > MAX_PIXELS:
-        image.close()
-        raise DataError(
-            f"{path}, {image.size[0]}x{image.size[1]}, has more pixels than the {MAX_PIXELS // 10**6} million that are "
-            "read: scale it down"
-        )
-    return image
-
-
-def _decoded(path: Path, indices: bool = False) -> UInt8Image:
-    """Return uint8 (H, W) or (H, W, 3 or 4), channels as in the file, RGB order.
-
-    indices: palette images give their indices, not their colours. Raises DataError for damaged files, of which other
-    decoders return a half-grey image, and for other than 8 bits.
-    """
-    with _opened(path) as image:
-        if image.mode not in ("L", "P", "RGB", "RGBA"):
-            raise DataError(
-                f"{path} has pixels of the kind {image.mode}, expected 8 bits in 1, 3 or 4 channels: convert it "
-                "(16-bit thermal with percentile_range and to_8bit of md_perception.sensing.thermal)"
-            )
-        try:
-            image.load()
-        except _DAMAGE as error:
-            raise DataError(f"{path} is damaged ({error}): download it again") from None
-        return np.array(image.convert("RGB") if image.mode == "P" and not indices else image)
-
-
-_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, zlib.error, struct.error)
-"""What PIL raises for damaged files."""
 
 
 def _read_homography(path: Path) -> list[float] | None:

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from md_perception.annotations.kaist import KaistAnnotations, corners
 from md_perception.labels import DETECTION
 from md_perception.metrics.detection import TruthBoxes, average_precision
 from md_perception.metrics.miss_rate import REASONABLE, class_miss_rate, metric_name
 from md_perception.metrics.segmentation import Confusion
 from md_perception.results import Detections
 from md_training.checkpoint import Checkpoint, git_revision, load
-from md_training.data.kaist_annotations import KaistAnnotations
 from md_training.data.sample import Sample
 from md_training.data.scene_store import generator_hash
 from md_training.data.sources import ReadSamples, YoloData
@@ -293,9 +293,7 @@ def reasonable(annotations: KaistAnnotations) -> list[TruthBoxes]:
     """Return the persons of KAIST's test set with those flagged that its `reasonable` setting ignores; 0-based px."""
     truth = []
     for image in annotations.truth:
-        boxes = image.boxes.astype(np.float32)
-        boxes[:, :2] -= 1  # KAIST counts pixels from 1
-        boxes[:, 2:] += boxes[:, :2]
+        boxes = corners(image).astype(np.float32)
         label = np.full(len(boxes), DETECTION.id_of("person"), np.int64)
         truth.append(TruthBoxes(boxes, label, REASONABLE.ignored(image)))
     return truth

@@ -7,24 +7,25 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
+from md_perception.annotations.kaist import IMPROVED_TEST_SHA256, KaistAnnotations, read_test_annotations
 from md_perception.labels import DETECTION
 from md_perception.metrics.detection import TruthBoxes
 from md_perception.metrics.miss_rate import (
+    FPPI_LIMITS,
     REASONABLE,
     REFERENCES_FPPI,
     MissRate,
     class_miss_rate,
+    curve_points,
     kaist_miss_rates,
     metric_name,
 )
 from md_perception.results import Detections
 from md_training.data.kaist import IMPROVED_FILE, KaistPairs
-from md_training.data.kaist_annotations import IMPROVED_TEST_SHA256, KaistAnnotations, read_test_annotations
 from md_training.data.sources import Source
 from md_training.evaluate import SUBSETS, Answers, predict
 from md_training.figures.pages import wrapped
@@ -38,7 +39,6 @@ log = logging.getLogger(__name__)
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's, which people with any colour vision tell apart, those that print well first."""
 LINES = ("-", "--", "-.", ":")
-FPPI_LIMITS = (10**-2.5, 10**0.5)
 LOWEST_SHOWN = 0.005
 
 Curves = Mapping[str, MissRate]
@@ -128,20 +128,6 @@ def miss_rates(
         return class_curves(answered.truth, answered.found, answered.night, class_name, shown.title)
     with TemporaryDirectory() as folder:
         return found_curves(answered, shown, class_name, results or Path(folder) / "detections.txt")
-
-
-def curve_points(curve: MissRate) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Return FPPI and miss rate of the steps between FPPI_LIMITS, as the metric reads them: at any FPPI the miss rate
-    is that of the last point with at most that FPPI, 1 where there is none.
-    """
-    low, high = FPPI_LIMITS
-    between = (curve.fppi > low) & (curve.fppi <= high)
-    # Of the points with equal FPPI only the last is read; they belong to one false positive and the hits after it.
-    last = np.append(curve.fppi[1:] != curve.fppi[:-1], True)
-    before = np.concatenate([[1.0], curve.miss_rates])[np.searchsorted(curve.fppi, low, side="right")]
-    fppi = np.concatenate([[low], curve.fppi[between & last], [high]])
-    miss_rates = np.concatenate([[before], curve.miss_rates[between & last]])
-    return fppi, np.append(miss_rates, miss_rates[-1])
 
 
 def miss_rate_figure(curves: Mapping[str, Curves], caption: str, width_in: float) -> Figure:

@@ -8,11 +8,11 @@ from typing import get_args
 
 import numpy as np
 
+from md_perception.annotations.kaist import IMPROVED_TEST_SHA256, read_test_annotations
 from md_perception.labels import DETECTION
 from md_perception.metrics.miss_rate import table
 from md_training.checkpoint import Checkpoint, load
 from md_training.data.augment import Augmentation
-from md_training.data.kaist_annotations import IMPROVED_TEST_SHA256, read_test_annotations
 from md_training.figures.curves import Curves, kaist_curves, kaist_test, miss_rate_figure, network_curves
 from md_training.figures.drawings import (
     Model,

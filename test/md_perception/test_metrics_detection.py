@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from md_perception.metrics.detection import TruthBoxes, average_precision
+from md_perception.metrics.detection import TruthBoxes, average_precision, confusion_table
 from md_perception.results import Detections
 
 pytest.importorskip("faster_coco_eval")
@@ -77,3 +77,37 @@ def test_no_detection_at_all() -> None:
 def test_images_must_pair_up() -> None:
     with pytest.raises(ValueError, match="2 images have truth but 1"):
         average_precision([truth(BOX), truth(BOX)], [found(scores=())])
+
+
+class TestConfusionTable:
+    """Rows are objects, columns detections: person, bicycle, car, nothing."""
+
+    def test_own_class_first_then_others_then_nothing(self) -> None:
+        rider = TruthBoxes(np.array([BOX, BOX, FAR], np.float32), np.array([0, 1, 2]), np.zeros(3, np.bool_))
+        # On the rider a person and a bicycle, whatever their order; on the car a person, and another beside it.
+        away = (200.0, 10.0, 220.0, 60.0)
+        detections = Detections(
+            np.array([BOX, BOX, FAR, away], np.float32),
+            np.array([0.9, 0.8, 0.7, 0.6], np.float32),
+            np.array([1, 0, 0, 0]),
+        )
+
+        table = confusion_table([rider], [detections], 0.3)
+
+        assert table.tolist() == [[1, 0, 0, 0], [0, 1, 0, 0], [1, 0, 0, 0], [1, 0, 0, 0]]
+        # Without the detections the objects are found by nothing.
+        assert confusion_table([rider], [detections], 0.95)[:, 3].tolist() == [1, 1, 1, 0]
+
+    def test_detections_in_ignored_objects_of_their_class_are_left_out(self) -> None:
+        crowd = truth((0.0, 0.0, 100.0, 100.0), BOX, ignored=(True, False))
+
+        table = confusion_table([crowd], [found(BOX, (40.0, 10.0, 60.0, 60.0), scores=(0.9, 0.8))], 0.3)
+        cars = confusion_table([crowd], [found((40.0, 10.0, 60.0, 60.0), scores=(0.8,), label=2)], 0.3)
+
+        assert table.sum() == table[0, 0] == 1
+        assert (cars[3, 2], cars[0, 3]) == (1, 1)
+
+    def test_an_object_is_found_once(self) -> None:
+        table = confusion_table([truth(BOX)], [found(BOX, BOX, scores=(0.9, 0.8))], 0.3)
+
+        assert (table[0, 0], table[3, 0]) == (1, 1)

@@ -125,3 +125,41 @@ def test_repeats_and_groups_widen_the_interval() -> None:
 
 def test_all_draws_without_a_score_give_no_interval() -> None:
     assert all(np.isnan(estimate(lambda times, _: float("nan"), 3, bootstrap=Bootstrap(5)).interval))
+
+
+def test_a_subset_is_scored_over_its_own_images() -> None:
+    # False positives per image are those of the images that are drawn, however many these are.
+    truth, found = street(8, 40)
+    chosen = np.arange(0, 40, 3)
+    resamples = DetectionResamples(truth, found)
+    times = np.zeros(40, np.int64)
+    times[chosen] = 1
+
+    for label, name in enumerate(DETECTION.classes):
+        expected = class_miss_rate([truth[i] for i in chosen], [found[i] for i in chosen], label, "MR2[any]")
+        assert resamples.miss_rate(name, times) == pytest.approx(expected.miss_rate, abs=1e-12)
+        assert resamples.miss_rates(name, times).tolist() == pytest.approx(expected.reference_miss_rates.tolist())
+
+
+def test_counts_from_a_score_on_are_those_of_the_curve() -> None:
+    truth, found = street(9, 30)
+    resamples = DetectionResamples(truth, found)
+
+    for label, name in enumerate(DETECTION.classes):
+        above = [image.above(0.4) for image in found]
+        expected = class_miss_rate(truth, above, label, "MR2[any]")
+        hits, missed, false = resamples.counts(name, 0.4)
+        assert (hits.sum(), false.sum()) == (expected.true_positives, expected.false_positives)
+        assert hits.sum() + missed.sum() == expected.objects
+        objects = [int(((image.labels == label) & ~image.ignored).sum()) for image in truth]
+        assert (hits + missed).tolist() == objects
+
+
+def test_a_score_at_the_threshold_counts_as_the_float32_that_it_is() -> None:
+    box = np.array([[0, 0, 10, 20]], np.float32)
+    resamples = DetectionResamples(
+        [TruthBoxes(box, np.zeros(1, np.int64), np.zeros(1, np.bool_))],
+        [Detections(box, np.array([0.7], np.float32), np.zeros(1, np.int64))],  # 0.699999988
+    )
+
+    assert resamples.counts("person", 0.7)[0].tolist() == [1]

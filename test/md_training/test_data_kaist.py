@@ -7,17 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from md_perception.annotations.kaist import Annotated, Target, merged, read_annotation
 from md_perception.metrics.miss_rate import KaistTruth
 from md_training.data import kaist
-from md_training.data.kaist import (
-    NON_EMPTY,
-    Annotated,
-    KaistFolder,
-    Target,
-    merged,
-    read_annotation,
-    to_truth,
-)
+from md_training.data.kaist import NON_EMPTY, KaistFolder, to_truth
 from md_training.data.pairs import Degradation
 from md_training.data.splits import DataError, PublishedList
 

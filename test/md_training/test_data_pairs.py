@@ -9,13 +9,13 @@ import pytest
 from data_trees import write_yolo
 from PIL import Image
 
+from md_perception.annotations.masks import read_mask
 from md_perception.labels import SEGMENTATION
 from md_perception.sensing.registration import sampling_matrix
 from md_training.data.pairs import (
     Degradation,
     PairFolder,
     degraded,
-    read_mask,
     read_rgb,
     read_rgb_thermal,
     read_thermal,

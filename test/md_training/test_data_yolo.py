@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from md_perception.annotations.boxes import read_coco, read_yolo
 from md_perception.labels import DETECTION, SEGMENTATION
 from md_training.data.pairs import Degradation
 from md_training.data.splits import DataError
-from md_training.data.yolo import CocoFolder, YoloFolder, read_coco, read_yolo
+from md_training.data.yolo import CocoFolder, YoloFolder
 from md_training.losses import IGNORED_PIXEL
 
 PERSON, BICYCLE, CAR = range(3)

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from md_perception.annotations.kaist import read_test_annotations
 from md_perception.metrics.detection import TruthBoxes
 from md_perception.metrics.miss_rate import Bootstrap, ScoredBoxes
 from md_perception.results import Detections
 from md_training.data.kaist import IMPROVED_FILE
-from md_training.data.kaist_annotations import read_test_annotations
 from md_training.data.sources import KaistData, MfnetData, YoloData
 from md_training.experiments.cells import (
     CellRecord,

@@ -11,6 +11,7 @@ from data_trees import write_yolo
 from painted_samples import painted_sample
 from PIL import Image
 
+from md_perception.annotations.kaist import read_test_annotations
 from md_perception.labels import DETECTION, SEGMENTATION
 from md_perception.metrics.detection import TruthBoxes
 from md_perception.metrics.miss_rate import REFERENCES_FPPI, class_miss_rate
@@ -18,7 +19,6 @@ from md_perception.results import Detections, StudentOutput
 from md_perception.sensing.registration import sampling_matrix
 from md_training.checkpoint import Checkpoint, load, save
 from md_training.data.augment import NO_AUGMENTATION, distillation_batch
-from md_training.data.kaist_annotations import read_test_annotations
 from md_training.data.pairs import Degradation
 from md_training.data.sample import Sample, ThermalView, at_network_size
 from md_training.data.sources import YoloData

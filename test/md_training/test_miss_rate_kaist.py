@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from md_perception.annotations.kaist import read_test_annotations
 from md_perception.metrics.miss_rate import KAIST_SETTINGS, REASONABLE, ScoredBoxes, kaist_miss_rates
 from md_perception.results import Detections
-from md_training.data.kaist_annotations import read_test_annotations
 from md_training.miss_rate import miss_rate_command, read_results, write_results
 
 METHODS = ("GAFF", "MBNet", "MSDS-RCNN")

@@ -13,15 +13,12 @@ from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from md_training.data.kaist_annotations import LISTS
+from md_perception.annotations.files import DataError
+from md_training.data.kaist_lists import LISTS
 
 RECORD = "md_lists.json"
 """File in the root of a data set that keeps the hashes of published lists whose hash is not known here."""
 MAX_LIST_BYTES = 64 * 2**20
-
-
-class DataError(ValueError):
-    """A data set cannot be used as it is; the text names the file, the cause and the cure."""
 
 
 @dataclass(frozen=True)
