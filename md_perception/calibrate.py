@@ -4,23 +4,22 @@ Without ROS: `python -m md_perception.calibrate BAG --out calibration.yaml`. See
 """
 
 import argparse
-import os
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import get_args
 
 import cv2
 import numpy as np
 
 from md_perception.bags.read import Bag
+from md_perception.bags.thermal_options import add_thermal_options, thermal_settings
 from md_perception.bags.types import COMPRESSED_IMAGE, IMAGE
 from md_perception.bags.write import BagError
+from md_perception.files import write_whole
 from md_perception.results import Camera, UInt8Image
 from md_perception.sensing.alignment import (
     Alignment,
@@ -44,8 +43,6 @@ from md_perception.sensing.images import ImageError, Message, stamp_ns, to_rgb
 from md_perception.sensing.misalignment import MisalignmentMonitor, MisalignmentSettings
 from md_perception.sensing.registration import sampling_matrix
 from md_perception.sensing.thermal import (
-    Encoding,
-    Polarity,
     ThermalNormaliser,
     ThermalSettings,
     percentile_range,
@@ -363,18 +360,7 @@ def write_atomically(path: Path, data: bytes, replace: bool) -> None:
     """
     check_free(path, replace)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(name).chmod(0o644)
-            os.replace(name, path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+        write_whole(path, data)
     except OSError as error:
         raise CalibrationError(f"cannot write {path}: {error.strerror or error}") from None
 
@@ -418,11 +404,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> tuple[Result, str]:
     started = time.monotonic()
     try:
-        thermal = ThermalSettings(
-            encoding=options.thermal_encoding,
-            polarity=options.thermal_polarity,
-            range=None if options.thermal_range is None else tuple(options.thermal_range),
-        )
+        thermal = thermal_settings(options)
         settings = AlignmentSettings(zooms=tuple(options.zoom), longest_delay_s=options.longest_offset)
     except ValueError as error:
         raise CalibrationError(str(error)) from None
@@ -471,13 +453,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--rgb-topic", default="/rgb/image_raw")
     parser.add_argument("--thermal-topic", default="/thermal/image_raw")
-    parser.add_argument(
-        "--thermal-encoding", choices=get_args(Encoding), default="auto", help="as the node's parameter"
-    )
-    parser.add_argument("--thermal-polarity", choices=get_args(Polarity), default="white_hot")
-    parser.add_argument(
-        "--thermal-range", type=float, nargs=2, metavar="VALUE", help="kelvin or counts that become black and white"
-    )
+    add_thermal_options(parser)
     return parser
 
 

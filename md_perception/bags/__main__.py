@@ -9,13 +9,12 @@ from dataclasses import replace
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from types import FrameType
-from typing import get_args
 
 from md_perception.bags.make import RGB_CAMERA, THERMAL_CAMERA, BagOptions, make_from_pictures
 from md_perception.bags.read import Bag
+from md_perception.bags.thermal_options import add_thermal_options, thermal_settings
 from md_perception.bags.types import UnknownTypeError
 from md_perception.bags.write import STORAGES, BagError
-from md_perception.sensing.thermal import Encoding, Polarity
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -106,15 +105,10 @@ def _make(options: argparse.Namespace) -> int:
 
 def _extract(options: argparse.Namespace) -> int:
     from md_perception.bags.extract import ExtractOptions, extract
-    from md_perception.sensing.thermal import ThermalSettings
 
     started = time.monotonic()
     try:
-        thermal = ThermalSettings(
-            encoding=options.thermal_encoding,
-            polarity=options.thermal_polarity,
-            range=None if options.thermal_range is None else tuple(options.thermal_range),
-        )
+        thermal = thermal_settings(options)
     except ValueError as error:
         raise BagError(str(error)) from None
     summary = extract(
@@ -252,15 +246,7 @@ def _add_extract(extract: argparse.ArgumentParser) -> None:
     cameras = extract.add_argument_group("cameras, as the node's parameters")
     cameras.add_argument("--tolerance", type=float, default=0.06, metavar="S", help="largest time between partners")
     cameras.add_argument("--offset", type=float, default=0.0, metavar="S", help="added to the thermal stamps")
-    cameras.add_argument("--thermal-encoding", choices=get_args(Encoding), default="auto")
-    cameras.add_argument("--thermal-polarity", choices=get_args(Polarity), default="white_hot")
-    cameras.add_argument(
-        "--thermal-range",
-        type=float,
-        nargs=2,
-        metavar="VALUE",
-        help="kelvin or counts that become black and white; not given: a gain control of each image",
-    )
+    add_thermal_options(cameras)
     cameras.add_argument(
         "--homography", type=float, nargs=9, metavar="H", help="from RGB to thermal pixels; not given: same view"
     )

@@ -280,12 +280,16 @@ def _camera_info(store: Typestore, header: Any, width: int, height: int, k: npt.
 
 
 class Progress:
-    """A line on stderr that says how far a job is: rewritten on a terminal, every ten seconds in a log."""
+    """A line on stderr that says how far a job is, and how long it will take: rewritten on a terminal, every ten
+    seconds in a log.
 
-    def __init__(self, title: str, total: int | None, shown: bool = True) -> None:
+    done: of the total, before this job began.
+    """
+
+    def __init__(self, title: str, total: int | None, shown: bool = True, done: int = 0) -> None:
         self._title, self._total, self._shown = title, total, shown
         self._terminal = sys.stderr.isatty()
-        self._count = 0
+        self._count = self._done = done
         self._started = self._told = time.monotonic()
 
     def advance(self) -> None:
@@ -298,7 +302,13 @@ class Progress:
         self._told = time.monotonic()
         if self._shown:
             of = f" of {self._total}" if self._total else ""
-            line = f"{self._title}: {self._count}{of} frames, {self._told - self._started:.1f} s"
+            passed_s = self._told - self._started
+            line = f"{self._title}: {self._count}{of} frames, {passed_s:.1f} s"
+            if self._count > self._done and passed_s > 0:
+                rate = (self._count - self._done) / passed_s
+                line += f", {rate:.1f} frames/s"
+                if self._total and self._total > self._count:
+                    line += f", {(self._total - self._count) / rate:.0f} s left"
             sys.stderr.write(f"{line:<79}{end}")
             sys.stderr.flush()
 

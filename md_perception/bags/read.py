@@ -14,6 +14,8 @@ from rosbags.rosbag2 import Reader
 from rosbags.rosbag2.storage_mcap import Schema, decompress, get_msgdef, get_qos
 from rosbags.typesys import Stores, get_types_from_idl, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from md_perception.bags import limits
 from md_perception.bags.types import TopicQos, UnknownTypeError, message_store, require
@@ -134,6 +136,16 @@ class Bag:
     def duration_s(self) -> float:
         """Time from the first to the last message, seconds."""
         return (self.end_ns - self.start_ns) * 1e-9
+
+    @property
+    def custom_data(self) -> dict[str, str]:
+        """Notes of whoever recorded it (custom_data of its metadata); none where it has no readable metadata.yaml."""
+        try:
+            content = YAML(typ="safe").load((self.path / "metadata.yaml").read_text(encoding="utf-8"))
+            notes = content["rosbag2_bagfile_information"].get("custom_data")
+            return {str(key): str(value) for key, value in (notes or {}).items()}
+        except (OSError, UnicodeDecodeError, YAMLError, LookupError, AttributeError, TypeError):
+            return {}
 
     def messages(self, topics: Collection[str] | None = None) -> Iterator[BagMessage]:
         """Yield the messages in the order of log time (of the file, where its index is missing).

@@ -2,12 +2,13 @@
 
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
 from rosbags.interfaces import Connection
-from rosbags.rosbag2 import StoragePlugin, Writer
+from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 from rosbags.typesys.store import Typestore
 
 from md_perception.bags.types import TopicQos, message_store, require
@@ -35,10 +36,19 @@ class BagWriter:
     or Ctrl-C, the folder is removed and what was at `path` is as before.
 
     path: folder of the bag. storage: `mcap` or `sqlite3`. replace: whether a bag that is there may be replaced.
+    compressed: the chunks of an mcap file, as `ros2 bag record --storage-preset-profile zstd_fast` writes them.
+    custom_data: notes in its metadata.
     Raises BagError where something is at path that may not be replaced, or path cannot be written.
     """
 
-    def __init__(self, path: Path, storage: Storage = "mcap", replace: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        storage: Storage = "mcap",
+        replace: bool = False,
+        compressed: bool = False,
+        custom_data: Mapping[str, str] | None = None,
+    ) -> None:
         self.path = path
         self.counts: dict[str, int] = {}
         """Messages written, by topic."""
@@ -48,6 +58,8 @@ class BagWriter:
             raise BagError(f"unknown bag storage {storage!r}: use one of {', '.join(STORAGES)}")
         self._plugin = STORAGES[storage]
         self._replace = replace
+        self._compressed = compressed and storage == "mcap"
+        self._custom_data = dict(custom_data or {})
         self._connections: dict[str, Connection] = {}
         self._check_free()
 
@@ -66,6 +78,10 @@ class BagWriter:
             try:
                 # The storage file takes its name from its folder, which therefore has its final name already.
                 self._writer = Writer(self._folder / self.path.name, version=9, storage_plugin=self._plugin)
+                if self._compressed:
+                    self._writer.set_compression(CompressionMode.STORAGE, CompressionFormat.ZSTD)
+                for key, value in self._custom_data.items():
+                    self._writer.set_custom_data(key, value)
                 self._writer.open()
             except BaseException:
                 shutil.rmtree(self._folder, ignore_errors=True)

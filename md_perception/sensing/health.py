@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from md_perception.results import Camera, Mode
-from md_perception.sensing.images import ImageError, Message, is_compressed, to_rgb, to_thermal_values
+from md_perception.sensing.images import ImageError, Message, is_compressed, to_brightness, to_thermal_values
 
 WithoutThermal = Literal["stop", "last_thermal"]
 """What happens without thermal and without a visible-only student: nothing is published but status, or the fused
@@ -172,7 +172,7 @@ def _sampled_rows(message: Message, camera: Camera) -> np.ndarray:
     if camera == "thermal":
         values = to_thermal_values(message)
     elif is_compressed(message):
-        values = to_rgb(message)
+        values = to_brightness(message)
     else:
         values = _brightness_bytes(message)
     return np.array(values[:: max(1, values.shape[0] // _LEAST_ROWS)], order="C")

@@ -117,19 +117,10 @@ class CameraGeometry:
             raise RegistrationError(f"{topic} has an R that is no rotation: {list(r)}")
         if p[0] <= 0 or p[5] <= 0:
             p = (*k[:3], 0.0, *k[3:6], 0.0, *k[6:], 0.0)
-        width, height, to_sent = int(info.width), int(info.height), np.eye(3)
-        roi = info.roi
-        if roi.width and roi.height:
-            width, height = int(roi.width), int(roi.height)
-            to_sent = np.array([[1.0, 0, -roi.x_offset], [0, 1, -roi.y_offset], [0, 0, 1]])
-        for axis, binning in enumerate((max(1, int(info.binning_x)), max(1, int(info.binning_y)))):
-            scale = np.eye(3)
-            scale[axis, axis], scale[axis, 2] = 1 / binning, 0.5 / binning - 0.5
-            to_sent = scale @ to_sent
-        width, height = width // max(1, int(info.binning_x)), height // max(1, int(info.binning_y))
+        size, to_sent = sent_pixels(info)
         k = tuple((to_sent @ np.reshape(k, (3, 3))).reshape(-1).tolist())
         p = tuple((to_sent @ np.reshape(p, (3, 4))).reshape(-1).tolist())
-        return cls((width, height), info.distortion_model if any(d) else "", k, d if any(d) else (), r, p)
+        return cls(size, info.distortion_model if any(d) else "", k, d if any(d) else (), r, p)
 
     @property
     def intrinsics(self) -> _Float64Array:
@@ -179,6 +170,22 @@ class CameraGeometry:
         project = cv2.fisheye.projectPoints if self.model == "equidistant" else cv2.projectPoints
         arguments = (none, none, self.intrinsics, self._coefficients)
         return np.asarray(project(points, *arguments)[0], np.float64).reshape(-1, 2)
+
+
+def sent_pixels(info: Any) -> tuple[tuple[int, int], _Float64Array]:
+    """Return (width, height) px of the images that belong to a sensor_msgs/CameraInfo, after region of interest and
+    binning, and float64 (3, 3): pixels of the whole sensor, in which K and P are, to theirs.
+    """
+    width, height, to_sent = int(info.width), int(info.height), np.eye(3)
+    roi = info.roi
+    if roi.width and roi.height:
+        width, height = int(roi.width), int(roi.height)
+        to_sent = np.array([[1.0, 0, -roi.x_offset], [0, 1, -roi.y_offset], [0, 0, 1]])
+    for axis, binning in enumerate((max(1, int(info.binning_x)), max(1, int(info.binning_y)))):
+        scale = np.eye(3)
+        scale[axis, axis], scale[axis, 2] = 1 / binning, 0.5 / binning - 0.5
+        to_sent = scale @ to_sent
+    return (width // max(1, int(info.binning_x)), height // max(1, int(info.binning_y))), to_sent
 
 
 _MODELS: dict[str, tuple[int, ...]] = {

@@ -64,6 +64,12 @@ _TEMPERATURES = {
 TEMPERATURES = tuple(_TEMPERATURES)
 """The encodings that are temperatures."""
 
+
+def kelvin_per_number(encoding: str) -> float:
+    """Return how many kelvin a step of one is in an encoding of TEMPERATURES. Raises KeyError for others."""
+    return _TEMPERATURES[encoding].step_k
+
+
 _SUGGESTED: dict[str, tuple[str, ...]] = {
     "uint16": ("counts", "centikelvin", "decikelvin"),
     "int16": ("counts", "centicelsius", "centifahrenheit"),

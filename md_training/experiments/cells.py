@@ -17,6 +17,7 @@ import torch
 from md_perception.annotations.kaist import KaistAnnotations, corners
 from md_perception.labels import DETECTION
 from md_perception.metrics.detection import TruthBoxes, average_precision
+from md_perception.metrics.latency import processor
 from md_perception.metrics.miss_rate import REASONABLE, class_miss_rate, metric_name
 from md_perception.metrics.segmentation import Confusion
 from md_perception.results import Detections
@@ -199,15 +200,9 @@ class CellRecord:
 
 def machine(device: str) -> dict[str, str]:
     """Return what the figures were made on."""
-    processor = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        processor = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass  # not Linux, or no such line: the platform's own name will do
     accelerator = torch.cuda.get_device_name(torch.device(device)) if device.startswith("cuda") else "none"
     return {
-        "processor": f"{processor}, {os.cpu_count()} cores",
+        "processor": f"{processor()}, {os.cpu_count()} cores",
         "accelerator": accelerator,
         "torch": torch.__version__,
         "python": platform.python_version(),

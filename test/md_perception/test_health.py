@@ -355,8 +355,9 @@ def test_repeats_of_a_real_video_are_no_freeze(data_root: Path) -> None:
     assert set().union(*look(iter(messages[::6]), "thermal")) == set()
 
 
-@pytest.mark.parametrize("kind", ["mono8", "mono16", "32FC1", "rgb8", "png"])
+@pytest.mark.parametrize("kind", ["mono8", "mono16", "32FC1", "rgb8", "png", "jpeg"])
 def test_a_picture_that_stays_is_frozen_after_a_second_and_not_before(kind: str) -> None:
+    colour = ("rgb8", "jpeg")
 
     def picture(seed: int) -> Any:
         noise = np.random.default_rng(seed)
@@ -366,13 +367,22 @@ def test_a_picture_that_stays_is_frozen_after_a_second_and_not_before(kind: str)
             image = noise.normal(300, 5, (120, 160)).astype(np.float32)
             image[:, ::7] = np.nan
             return image_message(image, kind)
-        image = noise.integers(20, 230, (120, 160, 3) if kind == "rgb8" else (120, 160), np.uint8)
-        return compressed_message(image, "png") if kind == "png" else image_message(image, kind, padding=8)
+        image = noise.integers(20, 230, (120, 160, 3) if kind in colour else (120, 160), np.uint8)
+        return compressed_message(image, kind) if kind in ("png", "jpeg") else image_message(image, kind, padding=8)
 
     seeds = [*range(5), *[5] * 8, *range(6, 9)]
-    found = look((picture(seed) for seed in seeds), "rgb" if kind == "rgb8" else "thermal")
+    found = look((picture(seed) for seed in seeds), "rgb" if kind in colour else "thermal")
     # Frozen since number 5: a second later is number 10. The first live picture ends it.
     assert [Fault.FROZEN in faults for faults in found] == [False] * 10 + [True] * 3 + [False] * 3
+
+
+@pytest.mark.parametrize(("level", "expected"), [(4, (True, False)), (120, (False, False)), (253, (False, True))])
+def test_a_jpeg_is_dark_or_saturated_as_the_raw_picture_is(level: int, expected: tuple[bool, bool]) -> None:
+    image = np.full((120, 160, 3), level, np.uint8)
+    for message in (compressed_message(image, "jpeg"), image_message(image, "rgb8")):
+        seen = content_of(message, "rgb")
+        assert (seen.dark, seen.saturated) == expected
+    assert content_of(compressed_message(image, "jpeg"), "rgb").samples.shape == (120, 160)  # of the brightness alone
 
 
 def test_a_picture_in_which_only_a_clock_ticks_is_frozen() -> None:

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 from camera_pairs import THERMAL_SIZE, drive, planted_homography
+from misalignment_rates import rates, scene_pairs
 
 from md_perception.bags.sources import PictureSource
 from md_perception.scenes import TimeOfDay
@@ -105,6 +106,16 @@ def test_the_real_clip_raises_no_alarm_and_a_planted_shift_does(data_root):
     moved = list(checked(16))  # 4 px of 160
     assert [check.drifted for check in moved] == [False] * 2 + [True] * (len(moved) - 2)
     assert moved[-1].shift_px[0] == pytest.approx(4.0, abs=0.6)
+
+
+@pytest.mark.parametrize("parked", [False, True])
+def test_streets_that_no_threshold_was_set_on(parked):
+    """The whole of it, and real images: docs/calibration.md."""
+    streets = scene_pairs(6)
+    still, moved = (rates(streets, shift, 4, parked=parked) for shift in (0.0, 0.03))
+    assert (still.alarms, moved.alarms, moved.checks) == (0, 4, 3)
+    assert still.known == moved.known == 1.0
+    assert max(still.error_px, moved.error_px) < 0.4  # measured with 60 streets: at most 0.2
 
 
 @pytest.mark.parametrize(("rgb_size", "thermal_size"), [((640, 512), (160, 128)), ((1280, 1024), (320, 256))])
