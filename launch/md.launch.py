@@ -5,6 +5,8 @@
 An argument left empty leaves the matter to the parameter file.
 """
 
+from pathlib import Path
+
 from launch.actions import DeclareLaunchArgument, EmitEvent, LogInfo, OpaqueFunction, RegisterEventHandler
 from launch.event_handlers import OnProcessStart
 from launch.events import matches_action
@@ -14,6 +16,7 @@ from launch_ros.events.lifecycle import ChangeState
 from lifecycle_msgs.msg import Transition
 
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
+from md_perception.outputs.navigation import check_mask_topic
 from md_perception.ros.environment import config_file, node_environment
 
 ARGUMENTS = (
@@ -40,6 +43,23 @@ ARGUMENTS = (
     DeclareLaunchArgument("student", default_value="", description="student file (.onnx) for RGB and thermal"),
     DeclareLaunchArgument("visible_student", default_value="", description="student file (.onnx) for RGB alone"),
     DeclareLaunchArgument("thermal_student", default_value="", description="student file (.onnx) for thermal alone"),
+    DeclareLaunchArgument(
+        "mask_encoding",
+        default_value="",
+        choices=["", "raw", "autoware_rle"],
+        description="raw: for Nav2 and people; autoware_rle: run lengths for Autoware",
+    ),
+    DeclareLaunchArgument(
+        "mask_topic", default_value="", description="mask; by default segmentation/mask, for Autoware autoware/mask"
+    ),
+    DeclareLaunchArgument(
+        "objects_topic", default_value="", description="detections for Autoware; by default autoware/objects"
+    ),
+    DeclareLaunchArgument(
+        "depth_topic",
+        default_value="",
+        description="registered depth image or cloud; by default depth/image, depth/points",
+    ),
     DeclareLaunchArgument("namespace", default_value="", description="namespace of the node and its topics"),
     DeclareLaunchArgument(
         "enclave", default_value="", description="SROS 2 enclave of the node, such as /md_perception: docs/security.md"
@@ -68,6 +88,13 @@ ARGUMENTS = (
 def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     """Return the node and its lifecycle events, for the arguments at hand."""
     value = context.launch_configurations
+    for argument in ("params_file", "calibration"):  # launch_ros goes on without a file that is not there
+        if value[argument] and not Path(value[argument]).is_file():
+            raise RuntimeError(
+                f"{argument}:={value[argument]}: there is no such file; give the path of a parameter file"
+            )
+    # The node looks too; but a topic of Autoware's with an encoding that is not said here is a slip waiting to happen.
+    check_mask_topic(value["mask_encoding"] or "raw", value["mask_topic"])
     overrides: dict[str, str | bool] = {
         parameter: value[argument]
         for argument, parameter in (
@@ -76,6 +103,7 @@ def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
             ("thermal_student", "student.thermal_file"),
             ("rgb_transport", "rgb.transport"),
             ("thermal_transport", "thermal.transport"),
+            ("mask_encoding", "segmentation.mask_encoding"),
         )
         if value[argument]
     }
@@ -97,6 +125,17 @@ def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         + [
             (f"{camera}/camera_info", "/".join([*value[f"{camera}_topic"].split("/")[:-1], "camera_info"]))
             for camera in ("rgb", "thermal")
+        ]
+        + [
+            (topic, value[argument])
+            for topic, argument in (
+                ("segmentation/mask", "mask_topic"),
+                ("autoware/mask", "mask_topic"),
+                ("autoware/objects", "objects_topic"),
+                ("depth/image", "depth_topic"),
+                ("depth/points", "depth_topic"),
+            )
+            if value[argument]
         ],
         ros_arguments=[
             *("--log-level", value["log_level"]),

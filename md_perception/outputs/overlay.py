@@ -40,7 +40,7 @@ def draw(
     if perception.output.segmentation is not None:
         blend_mask(canvas, perception.output.segmentation, segmentation_classes)
     if thermal is not None:
-        _draw_inset(canvas, thermal)
+        draw_inset(canvas, thermal)
     if perception.output.detections is not None:
         draw_boxes(canvas, perception.output.detections, detection_classes, scale)
     _draw_banner(canvas, perception, scale)
@@ -76,7 +76,7 @@ def blend_mask(canvas: UInt8Image, segmentation: Segmentation, classes: Sequence
     cv2.copyTo(tinted, mask, canvas)
 
 
-def _draw_inset(canvas: UInt8Image, thermal: UInt8Image) -> None:
+def draw_inset(canvas: UInt8Image, thermal: UInt8Image) -> None:
     """Show the thermal image, enlarged without smoothing, in the upper right corner."""
     height, width = canvas.shape[:2]
     inset_w = max(1, round(width * _INSET_SHARE))
@@ -87,13 +87,18 @@ def _draw_inset(canvas: UInt8Image, thermal: UInt8Image) -> None:
 
 
 def draw_boxes(
-    canvas: UInt8Image, detections: Detections, classes: Sequence[str], scale: float, names: bool = True
+    canvas: UInt8Image,
+    detections: Detections,
+    classes: Sequence[str],
+    scale: float,
+    names: bool = True,
+    colour_of_all: Colour | None = None,
 ) -> None:
-    """Draw boxes onto an RGB image, uint8 (H, W, 3), in the colours of their classes.
+    """Draw boxes onto an RGB image, uint8 (H, W, 3), in the colours of their classes, or all in one.
 
     scale: of lines (3 px at 1) and letters. names: write class and score on a plate at each box.
     """
-    colours = colours_of(classes, DETECTION)
+    colours = colours_of(classes, DETECTION) if colour_of_all is None else [colour_of_all] * len(classes)
     thickness = max(1, round(3 * scale))
     # The surest last, so that it lies on top.
     for box, score, label in reversed(list(zip(detections.boxes, detections.scores, detections.labels, strict=True))):

@@ -30,22 +30,20 @@ from md_perception.bags.results import (
     truth_by_stamp,
 )
 from md_perception.bags.types import DETECTIONS, DIAGNOSTICS, IMAGE, LABEL_INFO, STATUS, TopicQos
-from md_perception.bags.write import BagError
 from md_perception.inference.manifest import Manifest, ManifestError
 from md_perception.inference.onnx_file import OnnxFile, OnnxFileError
 from md_perception.labels import DETECTION, SEGMENTATION, ClassList
-from md_perception.metrics.latency import nearest_rank
+from md_perception.metrics.latency import machine, nearest_rank
 from md_perception.outputs.overlay import colours_of, draw
 from md_perception.results import Detections, Mode, UInt8Image
 from md_perception.ros.environment import DEMO_STUDENT
 from md_perception.ros.harness import (
     CAMERAS,
-    INTERRUPTION,
     RESULTS,
     Accounting,
     RunError,
     Steps,
-    machine,
+    run_command,
     run_on_bag,
 )
 from md_perception.ros.recorder import RecordedTopic
@@ -427,15 +425,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--student", type=Path, help="student file; the demo student if not given")
     parser.add_argument("--least-recall", type=float, default=0.5, help="of persons in scenes; below it the demo fails")
     given = parser.parse_args(arguments)
-    INTERRUPTION.install()
-    try:
-        return run(DemoOptions(**vars(given)))
-    except (RunError, BagError) as error:
-        print(f"demo: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("demo: interrupted; all its processes were ended", file=sys.stderr)
-        return 130
+    return run_command("demo", lambda: run(DemoOptions(**vars(given))))
 
 
 if __name__ == "__main__":

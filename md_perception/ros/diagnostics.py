@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 
+from md_perception.intake import Counters
 from md_perception.results import Mode
-from md_perception.ros.intake import Counters
 from md_perception.ros.qos import InputState
 from md_perception.ros.worker import Timings
 from md_perception.sensing.health import CameraReport, Fault

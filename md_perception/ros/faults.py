@@ -18,16 +18,16 @@ from md_perception.bags.read import Bag
 from md_perception.bags.results import headers_of, order_problems
 from md_perception.bags.types import DETECTIONS, STATUS
 from md_perception.bags.write import BagError
+from md_perception.metrics.latency import machine
 from md_perception.results import Camera, Mode
 from md_perception.ros.environment import DEMO_STUDENT
 from md_perception.ros.harness import (
     CAMERAS,
-    INTERRUPTION,
     RESULTS,
     Accounting,
     RunError,
     Steps,
-    machine,
+    run_command,
     run_on_bag,
 )
 from md_perception.ros.recorder import RecordedTopic
@@ -417,15 +417,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         given.seed,
         given.keep,
     )
-    INTERRUPTION.install()
-    try:
-        return run(options, [scenario for scenario in SCENARIOS if not given.faults or scenario.name in given.faults])
-    except (RunError, BagError) as error:
-        print(f"md_faults: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("md_faults: interrupted; all its processes were ended", file=sys.stderr)
-        return 130
+    chosen = [scenario for scenario in SCENARIOS if not given.faults or scenario.name in given.faults]
+    return run_command("md_faults", lambda: run(options, chosen))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import platform
 import signal
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from rclpy.task import Future
 from md_perception.bags.read import Bag
 from md_perception.bags.results import CameraTopics, ResultTopics
 from md_perception.bags.types import STATUS
+from md_perception.bags.write import BagError
 from md_perception.ros.environment import config_file, node_environment
 from md_perception.ros.publishers import message_class
 from md_perception.ros.recorder import RecordedTopic, Recorder
@@ -150,6 +150,14 @@ class Child:
         """Return the end of its log."""
         lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-number:]
         return "\n".join(f"  {self.name}: {line}" for line in lines) or f"  {self.name}: (no output)"
+
+    def stall(self, seconds: float) -> None:
+        """Stop the whole process for a time, as a machine may do that is busy with something else."""
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            time.sleep(seconds)
+        finally:
+            self._process.send_signal(signal.SIGCONT)
 
     def end(self) -> None:
         """End the process, ever less politely."""
@@ -319,6 +327,19 @@ class Interruption:
 INTERRUPTION = Interruption()
 
 
+def run_command(name: str, work: Callable[[], int]) -> int:
+    """Return the exit status of a command line: that of its work, 1 where it cannot go on, 130 for Ctrl-C."""
+    INTERRUPTION.install()
+    try:
+        return work()
+    except (RunError, BagError) as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted; all its processes were ended", file=sys.stderr)
+        return 130
+
+
 def wait_for(done: Callable[[], bool], timeout_s: float, children: Sequence[Child] = ()) -> bool:
     """Return whether something came true in time; raises RunError if a child ends meanwhile, and KeyboardInterrupt."""
     deadline = time.monotonic() + timeout_s
@@ -416,18 +437,3 @@ def camera_topics(path: Path) -> list[str]:
     """Return what of a bag the cameras sent: all but the truth of a scene bag."""
     with Bag(path) as bag:
         return [topic for topic in bag.topics if not topic.startswith("/truth/")]
-
-
-def machine() -> str:
-    """Return the CPU model, its cores and the system."""
-    model = platform.processor() or platform.machine()
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                model = line.partition(":")[2].strip()
-                break
-    except OSError:
-        pass  # not Linux; the platform's own name will do
-    return (
-        f"{model}, {os.cpu_count()} cores, {platform.system()} {platform.release()}, Python {platform.python_version()}"
-    )

@@ -30,35 +30,29 @@ from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from rclpy.signals import SignalHandlerOptions
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from sensor_msgs.msg import CameraInfo
 
 from md_perception.inference.manifest import ManifestError
 from md_perception.inference.session import Student, StudentError
+from md_perception.intake import IDLE_PERIOD_S, TICK_S, Counters, Intake, Pairing
+from md_perception.parameters import ParameterError, Parameters
 from md_perception.pipeline import Pipeline, mode_of
 from md_perception.results import Camera, Mode
-from md_perception.ros import diagnostics, parameters, qos
+from md_perception.ros import diagnostics, parameters, qos, security
 from md_perception.ros.alignment_watch import AlignmentWatch
+from md_perception.ros.camera_input import CameraInput
 from md_perception.ros.clocks import Metronome, arrival_clock
 from md_perception.ros.environment import DEMO_STUDENT
-from md_perception.ros.intake import Counters, Intake, Pairing
-from md_perception.ros.parameters import ParameterError, Parameters
 from md_perception.ros.publishers import Publishers
 from md_perception.ros.synchronisers import SynchronizerPairing
 from md_perception.ros.worker import WORKER_THREAD, Ages, Worker
-from md_perception.sensing.health import Fault, ImageForm, ModeSelector
-from md_perception.sensing.images import stamp_ns
+from md_perception.sensing.health import Fault, ModeSelector
 from md_perception.sensing.pairing import NearestPairing, PairingSettings, StampedMessage
 from md_perception.sensing.registration import Registration
 
 T = TypeVar("T")
 
 NODE_NAME = "md_perception"
-TICK_S = 0.05
-"""How often the mode is looked at, and whether something regular is due."""
-
-IDLE_PERIOD_S = 0.25
-"""Period of the status in STALE."""
-
 QOS_PERIOD_S = 1.0
 """How often the publishers of the camera topics are looked at."""
 
@@ -106,7 +100,7 @@ class PerceptionNode(LifecycleNode):
         self._pipeline: Pipeline | None = None
         self._outputs: Publishers | None = None
         self._diagnostics: Any = None
-        self._cameras: dict[Camera, _CameraInput] = {}
+        self._cameras: dict[Camera, CameraInput] = {}
         self._intake: Intake | None = None
         self._worker: Worker | None = None
         self._watch: AlignmentWatch | None = None
@@ -216,7 +210,7 @@ class PerceptionNode(LifecycleNode):
         warm_up = partial(self._pipeline.warm_up, self._values.rgb_size, self._values.thermal_size)
         self.get_logger().info(f"warm after {self._unless_ending(warm_up):.2f} s")
         try:
-            self._outputs = Publishers(self, *_classes(students))
+            self._outputs = Publishers(self, *_classes(students), self._values.navigation_settings())
         except RuntimeError as error:  # rclpy's, for a QoS override that is none
             raise ConfigurationError(str(error)) from None
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", qos.DIAGNOSTICS)
@@ -280,9 +274,9 @@ class PerceptionNode(LifecycleNode):
         )
         students = self._pipeline.students.values()
         if any(student.uses_rgb for student in students):
-            self._cameras["rgb"] = _CameraInput(self, "rgb", self._values, self._intake.add_rgb, clock_ns)
+            self._cameras["rgb"] = CameraInput(self, "rgb", self._values, self._intake.add_rgb, clock_ns)
         if any(student.uses_thermal for student in students):
-            self._cameras["thermal"] = _CameraInput(self, "thermal", self._values, self._intake.add_thermal, clock_ns)
+            self._cameras["thermal"] = CameraInput(self, "thermal", self._values, self._intake.add_thermal, clock_ns)
         self._worker = Worker(
             self._intake,
             self._pipeline,
@@ -561,43 +555,6 @@ _CAMERAS: tuple[Camera, ...] = ("rgb", "thermal")
 _MODE_OF_FILE = {"student.visible_file": Mode.VISIBLE_ONLY, "student.thermal_file": Mode.THERMAL_ONLY}
 
 
-class _CameraInput:
-    """The subscription of one camera, which passes on what comes; on the executor's thread."""
-
-    def __init__(
-        self,
-        node: PerceptionNode,
-        camera: Camera,
-        wanted: Parameters,
-        add: Callable[[StampedMessage, ImageForm, float], None],
-        clock_ns: Callable[[], int],
-    ) -> None:
-        compressed = (wanted.rgb_transport if camera == "rgb" else wanted.thermal_transport) == "compressed"
-        self._node = node
-        self._add = add
-        self._clock_ns = clock_ns
-        self.subscription = qos.CameraSubscription(
-            node,
-            CompressedImage if compressed else Image,
-            wanted.image_topic(camera),
-            self._on_message,
-            wish=wanted.rgb_reliability if camera == "rgb" else wanted.thermal_reliability,
-            depth=wanted.rgb_queue_depth if camera == "rgb" else wanted.thermal_queue_depth,
-            warn=lambda text: node.get_logger().warning(text),
-            changed=lambda text: node.get_logger().info(text),
-        )
-
-    @property
-    def topic(self) -> str:
-        """The resolved topic name."""
-        return self.subscription.topic
-
-    def _on_message(self, message: Any) -> None:
-        arrival_ns, stamp = self._clock_ns(), stamp_ns(message)
-        age_s = (self._node.get_clock().now().nanoseconds - stamp) / 1e9
-        self._add(StampedMessage(message, stamp, arrival_ns), ImageForm.of(message), age_s)
-
-
 def _note_camera_info(registration: Registration, camera: Camera, topic: str, message: CameraInfo) -> None:
     registration.note_camera_info(camera, message, topic)
 
@@ -652,7 +609,10 @@ def main(args: list[str] | None = None) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, on_signal)
     # Our own handlers: rclpy's would shut the context down before the node could say its last status.
-    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+    try:
+        rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+    except RuntimeError as error:  # an argument that is none, or a security without keys
+        return _not_started(error)
     try:
         code = _run(stop)
     finally:
@@ -672,10 +632,21 @@ def _run(stop: threading.Event) -> int:
     except (InvalidParameterTypeException, InvalidParameterValueException) as error:
         rclpy.logging.get_logger(NODE_NAME).fatal(f"not started: {error}{parameters.hint(error)}")
         return 1
+    except rclpy_implementation.RCLError as error:
+        return _not_started(error)
     try:
         return _spin(node, stop)
     finally:
         node.destroy_node()
+
+
+def _not_started(error: Exception) -> int:
+    """Say what rclpy stumbled over before there was a node; return the exit status."""
+    unknown = isinstance(error, rclpy_implementation.UnknownROSArgsError)
+    text = f"after --ros-args there is no {error}" if unknown else str(error)
+    cure = security.cure(text, os.environ)
+    rclpy.logging.get_logger(NODE_NAME).fatal(f"not started: {text}" + (f"; {cure}" if cure else ""))
+    return 1
 
 
 def _spin(node: PerceptionNode, stop: threading.Event) -> int:

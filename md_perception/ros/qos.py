@@ -7,7 +7,7 @@ every publisher of the topic offers it, best effort otherwise, asked again when 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.node import Node
@@ -22,7 +22,7 @@ from rclpy.qos import (
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.subscription import Subscription
 
-Reliability = Literal["auto", "reliable", "best_effort"]
+from md_perception.parameters import Reliability
 
 RESULT = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=5, reliability=ReliabilityPolicy.RELIABLE)
 """Results and status: reliable satisfies reliable and best-effort readers alike."""
@@ -37,6 +37,9 @@ LATCHED = QoSProfile(
 
 CAMERA_INFO = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
 """Best effort hears every publisher; these messages are small, and the next one says the same."""
+
+DEPTH = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=5, reliability=ReliabilityPolicy.BEST_EFFORT)
+"""Depth images and clouds, which drivers publish best effort; without one, obstacles are placed by the ground."""
 
 DIAGNOSTICS = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=10, reliability=ReliabilityPolicy.RELIABLE)
 

@@ -24,6 +24,7 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
 from md_perception.bags.types import DETECTIONS, IMAGE, STATUS, TopicQos
+from md_perception.metrics.latency import machine
 from md_perception.results import Mode
 from md_perception.ros.environment import DEMO_STUDENT
 from md_perception.ros.harness import (
@@ -37,9 +38,9 @@ from md_perception.ros.harness import (
     RunError,
     Steps,
     final_status,
-    machine,
     node_command,
     own_environment,
+    run_command,
     wait_for,
 )
 from md_perception.ros.player import qos_profile
@@ -53,17 +54,29 @@ PICTURES = 30
 
 LONG_S = 3000.0
 LONG_LIMIT_MB, SHORT_LIMIT_MB = 1.0, 20.0
-"""Most that memory may grow: per 10,000 frames in a run of at least LONG_S; in all in a shorter one, where a few more
-images alive at one time, whose memory the allocator keeps, weigh more than any leak."""
+"""Most that memory may grow: per 10,000 frames in a run of at least LONG_S; in all in a shorter one, where one more
+image alive at one time, whose memory the allocator keeps, weighs more than any leak."""
+
+STALLS, STALL_S = 10, 0.5
+"""The node's process is stopped so often in the first half of the warm-up, for so long, as a busy machine may do at any
+time: afterwards as many images were alive at one time as the histories and queues hold, whose memory the allocator
+keeps. What memory grows from then on is a leak."""
 
 SAMPLE_S = 1.0
-_MEMORY = ("RssAnon", "RssShmem", "VmSwap")
-"""What can leak, of /proc/PID/status. The kernel may drop file-backed pages whenever it likes, and read them again."""
+_PRIVATE = ("RssAnon", "VmSwap")
+"""Of /proc/PID/status. The kernel may drop file-backed pages whenever it likes, and read them again."""
+
+_SHARED = "/dev/shm/"
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What the node's process held at a time. frames: RGB images that it had received. memory_mb: without files."""
+    """What the node's process held at a time. frames: RGB images that it had received. memory_mb: what can leak: its
+    own memory, also where it is swapped out, and the whole size of the shared-memory segments that it has mapped.
+
+    A segment of Fast DDS has a fixed size, but its pages are there only once they were used: a slow reader, which keeps
+    more of it in use, would look like a leak for as long as that takes.
+    """
 
     seconds: float
     frames: int
@@ -75,15 +88,28 @@ class Sample:
 
 def sample_of(pid: int, seconds: float, frames: int) -> Sample:
     """Look at a process of Linux. Raises RunError where it is gone."""
+    process = Path(f"/proc/{pid}")
     try:
-        text = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
-        files = len(os.listdir(f"/proc/{pid}/fd"))
+        status = (process / "status").read_text(encoding="utf-8")
+        shared = _shared_bytes((process / "maps").read_text(encoding="utf-8"))
+        files = len(os.listdir(process / "fd"))
     except OSError as error:
         raise RunError(f"the node's process cannot be looked at: {error}") from None
-    values = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
-    megabytes = {name: int(values[name].split()[0]) * 1024 / 1e6 for name in (*_MEMORY, "VmRSS")}
-    memory = sum(megabytes[name] for name in _MEMORY)
+    values = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
+    megabytes = {name: int(values[name].split()[0]) * 1024 / 1e6 for name in (*_PRIVATE, "VmRSS")}
+    memory = sum(megabytes[name] for name in _PRIVATE) + shared / 1e6
     return Sample(seconds, frames, memory, megabytes["VmRSS"], int(values["Threads"]), files)
+
+
+def _shared_bytes(maps: str) -> int:
+    """Return the size of the shared-memory segments in /proc/PID/maps: `START-END rwxp OFFSET DEVICE INODE PATH`."""
+    total = 0
+    for line in maps.splitlines():
+        addresses, *_, path = line.split(None, 5)
+        if path.startswith(_SHARED):
+            start, end = (int(address, 16) for address in addresses.split("-"))
+            total += end - start
+    return total
 
 
 @dataclass(frozen=True)
@@ -212,6 +238,11 @@ class SoakOptions:
         """The warm-up that is left out, s: five minutes, or a quarter of a shorter run."""
         return min(300.0, 15.0 * self.minutes) if self.warm_up_s is None else self.warm_up_s
 
+    @property
+    def stalls_s(self) -> list[float]:
+        """When the node's process is stopped for a moment, s from the beginning."""
+        return [number * self.warm / (2 * STALLS) for number in range(1, STALLS + 1)]
+
 
 def run(options: SoakOptions) -> int:
     """Run the soak; return 0, or 1 where something grows or is not accounted for. Raises RunError."""
@@ -245,8 +276,12 @@ def run(options: SoakOptions) -> int:
         step(f"{options.minutes:g} minutes at {options.rate_hz:g} Hz")
         with cameras:
             begin = told = time.monotonic()
+            stalls_s = options.stalls_s
             while (seconds := time.monotonic() - begin) < options.minutes * 60:
                 wait_for(lambda: False, SAMPLE_S, [node])
+                if stalls_s and seconds >= stalls_s[0]:
+                    del stalls_s[0]
+                    node.stall(STALL_S)
                 samples.append(sample_of(node.pid, seconds, _received(listener.status)))
                 if time.monotonic() - told >= 60:
                     told = time.monotonic()
@@ -328,15 +363,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = SoakOptions(
         given.minutes, given.rate, given.warm_up, given.student, tuple(given.size), given.out, given.limit
     )
-    INTERRUPTION.install()
-    try:
-        return run(options)
-    except RunError as error:
-        print(f"md_soak: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("md_soak: interrupted; all its processes were ended", file=sys.stderr)
-        return 130
+    return run_command("md_soak", lambda: run(options))
 
 
 if __name__ == "__main__":

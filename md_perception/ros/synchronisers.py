@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 
 from builtin_interfaces.msg import Time
 
-from md_perception.ros.intake import Decided
+from md_perception.intake import Decided
 from md_perception.sensing.pairing import Paired, PairingCounters, PairingSettings, StampedMessage, Unpaired
 
 _NS_PER_S = 1_000_000_000

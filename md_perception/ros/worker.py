@@ -7,11 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from md_perception.intake import REJECTED_IN_A_ROW, Counters, Inspection, Intake, Job
 from md_perception.metrics.latency import Percentiles, RollingLatency
 from md_perception.outputs.messages import NodeStatus
 from md_perception.pipeline import NotReady, Pipeline, RejectedFrame, Work
 from md_perception.results import Mode, Perception
-from md_perception.ros.intake import Counters, Inspection, Intake, Job
 from md_perception.ros.publishers import Publishers
 from md_perception.sensing.health import Content, content_of
 from md_perception.sensing.images import ImageError
@@ -20,9 +20,6 @@ WORKER_THREAD = "md_perception worker"
 
 LATENCY_FRAMES = 300
 """Frames over which the percentiles in the status run."""
-
-REJECTED_IN_A_ROW = 3
-"""Rejected frames in a row after which nothing usable can be said to come in."""
 
 JOIN_S = 1.5
 """Longest that `stop` waits for the frame in work: the node has to end within 2 s."""

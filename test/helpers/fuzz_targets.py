@@ -181,7 +181,7 @@ def bag(data: bytes) -> None:
 
 def parameters(data: bytes) -> None:
     """Values of the declared types for all parameters of the node: rclpy lets no others through."""
-    from md_perception.ros.parameters import TABLE, ParameterError, Parameters
+    from md_perception.parameters import TABLE, ParameterError, Parameters
 
     source = Bytes(data)
     values: dict[str, Any] = {declaration.name: declaration.default for declaration in TABLE}

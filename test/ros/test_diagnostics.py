@@ -6,11 +6,11 @@ import pytest
 from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticStatus
 
+from md_perception.intake import Counters
 from md_perception.metrics.latency import RollingLatency
 from md_perception.results import Mode
 from md_perception.ros import diagnostics
 from md_perception.ros.diagnostics import StudentState
-from md_perception.ros.intake import Counters
 from md_perception.ros.qos import InputState
 from md_perception.ros.worker import Timings
 from md_perception.sensing.health import CameraReport, Fault, ImageForm

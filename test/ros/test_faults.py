@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,8 +18,13 @@ from md_perception.bags.injection import inject
 from md_perception.bags.make import TimedMessage
 from md_perception.bags.types import IMAGE, message_store
 from md_perception.bags.write import BagWriter
+from md_perception.evaluation.chunks import evaluate_chunk
+from md_perception.evaluation.job import Job
+from md_perception.evaluation.run import Ends
 from md_perception.inference.session import SessionSettings, Student
+from md_perception.intake import Inspection, Intake
 from md_perception.outputs.messages import MessageBuilder
+from md_perception.parameters import Parameters
 from md_perception.pipeline import Pipeline, PipelineSettings
 from md_perception.results import Mode
 from md_perception.ros.faults import (
@@ -32,7 +38,6 @@ from md_perception.ros.faults import (
     mode_changes,
 )
 from md_perception.ros.harness import CAMERAS, Accounting
-from md_perception.ros.intake import Inspection, Intake
 from md_perception.ros.worker import Ages, Worker
 from md_perception.sensing.health import ImageForm, ModeSelector
 from md_perception.sensing.images import stamp_ns
@@ -143,6 +148,41 @@ def test_every_fault_has_the_modes_times_and_sums_that_it_has_to_have(scenario: 
     if scenario.lost:
         assert seen.detected_s is not None
         assert seen.recovered_s is not None
+
+
+QUICK = {"thermal silent", "rgb silent", "rgb reordered", "thermal frozen", "thermal all NaN", "rgb cut"}
+
+
+@pytest.mark.parametrize(
+    "scenario",
+    [pytest.param(one, id=one.name, marks=[] if one.name in QUICK else [pytest.mark.long]) for one in SCENARIOS],
+)
+def test_the_evaluation_of_a_bag_finds_the_modes_and_the_sums_of_the_node(
+    scenario: Scenario, loaded, tmp_path: Path
+) -> None:
+    seen = simulate(scenario, loaded)
+    with BagWriter(tmp_path / "bag") as writer:
+        for topic in (CAMERAS.rgb, CAMERAS.thermal):
+            writer.add_topic(topic, IMAGE)
+        for timed in inject(cameras(scenario.kelvin), scenario.injections(), START):
+            writer.write(timed.topic, timed.log_ns, timed.message)
+    encoding = "kelvin" if scenario.kelvin else "centikelvin"
+    job = Job(
+        {"fused": loaded[Mode.FUSED].path},
+        visible_student=loaded[Mode.VISIBLE_ONLY].path,
+        thermal_student=loaded[Mode.THERMAL_ONLY].path,
+        parameters=Parameters.read(None, {"thermal.encoding": encoding}),
+    )
+    chunk = evaluate_chunk(job, tmp_path / "bag", "bag")
+    found = replace(seen, changes=[((change.log_ns - START) / 1e9, change.mode) for change in chunk.drive.changes[1:]])
+    assert found.modes == seen.modes == scenario.modes(ALL_MODES)
+    for took_s, node_s in ((found.detected_s, seen.detected_s), (found.recovered_s, seen.recovered_s)):
+        assert took_s == pytest.approx(node_s, abs=0.061)  # the node looks at its mode every 50 ms, the test every 10
+    ends, node = Ends.of([one.record for one in chunk.frames], "fused"), seen.accounting
+    # The node drops when several images come at once; and whether it looks at a bad image before it pairs it is chance.
+    assert ends.processed + ends.rejected == node.processed + node.dropped + node.rejected
+    assert ends.unpaired == node.unpaired
+    assert abs(ends.rejected - node.rejected) <= 1
 
 
 @pytest.mark.parametrize("name", ["thermal silent", "rgb frozen", "thermal cut", "rgb clock +5 s"])

@@ -9,9 +9,15 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from lifecycle_msgs.msg import State
+from rcl_interfaces.srv import GetParameters
 from vehicle import TIMEOUT_S, poll
+
+from md_perception.calibrate import Result
+from md_perception.ros.node import NODE_NAME
+from md_perception.sensing.alignment import Alignment, Delay, Fit
 
 pytest.importorskip("launch_ros", reason="launch and launch_ros are only in a ROS 2 installation, not among the wheels")
 
@@ -63,6 +69,18 @@ def load_launch_file():
     return module
 
 
+def calibrated(homography: np.ndarray, sizes: tuple[int, int, int, int], delay_s: float) -> Result:
+    """Return a result of md_calibrate."""
+    return Result(
+        alignment=Alignment(Fit(homography, 0.3, 0.1, points=35, frames=40, coverage=0.9), Delay(delay_s, 0.003)),
+        homography=homography,
+        sizes=sizes,
+        method="edges",
+        likeness=(0.1, 0.4),
+        picture=np.zeros((1, 1, 3), np.uint8),
+    )
+
+
 def test_it_starts_configures_and_activates_the_node_and_ends_it(launch, vehicle, students):
     process = launch(
         student=students["fused"],
@@ -93,6 +111,38 @@ def test_it_says_when_the_node_could_not_be_configured(launch, vehicle):
     assert "md_perception could not be configured; the node's log above says why" in output
     assert "student /nowhere.onnx cannot be read" in output
     assert ("md_perception", "/car") in vehicle.node.get_node_names_and_namespaces()
+
+
+def test_the_calibration_and_the_enclave_reach_the_node(launch, vehicle, students, tmp_path):
+    calibration = tmp_path / "calibration.yaml"
+    shift = np.array([[0.25, 0.0, 3.0], [0.0, 0.25, -2.0], [0.0, 0.0, 1.0]])
+    calibration.write_text(calibrated(shift, (640, 512, 160, 128), delay_s=0.042).yaml("a bag"))
+    launch(student=students["fused"], calibration=calibration, enclave="/vehicle/eyes", use_sim_time="false")
+    poll(lambda: vehicle.state() == State.PRIMARY_STATE_ACTIVE, "the active state")
+    assert (NODE_NAME, "/", "/vehicle/eyes") in vehicle.node.get_node_names_and_namespaces_with_enclaves()
+    names = ["registration.homography", "registration.sizes", "pairing.offset_s", "pairing.tolerance_s", "student.file"]
+    answer = vehicle.call(GetParameters, f"/{NODE_NAME}/get_parameters", GetParameters.Request(names=names))
+    homography, sizes, offset, tolerance, student = answer.values
+    assert list(homography.double_array_value) == pytest.approx(shift.reshape(-1).tolist())
+    assert list(sizes.integer_array_value) == [640, 512, 160, 128]
+    assert offset.double_value == pytest.approx(-0.042)
+    assert tolerance.double_value == 0.06  # of the parameter file, which holds beside it
+    assert student.string_value == str(students["fused"])  # an argument of the launch file comes last
+
+
+def test_a_raw_mask_on_a_topic_of_autoware_is_refused(launch):
+    topic = "/perception/object_recognition/detection/mask0"
+    output, _ = launch(mask_topic=topic, mask_encoding="raw").communicate(timeout=TIMEOUT_S)
+    assert f"a raw mask must not go out on {topic}: Autoware reads run lengths there" in output
+    assert "process started" not in output
+
+
+@pytest.mark.parametrize("argument", ["calibration", "params_file"])
+def test_a_parameter_file_that_is_not_there_is_refused(launch, argument):
+    # launch_ros would only warn, and the node would run without it: with a matrix that nobody gave.
+    output, _ = launch(**{argument: "/nowhere.yaml"}).communicate(timeout=TIMEOUT_S)
+    assert f"{argument}:=/nowhere.yaml: there is no such file; give the path of a parameter file" in output
+    assert "process started" not in output
 
 
 @pytest.mark.parametrize(

@@ -72,21 +72,36 @@ def read_until(process: subprocess.Popen[str], text: str) -> str:
     pytest.fail(f"{text!r} did not come:\n{''.join(lines)}")
 
 
+def end_of(process: subprocess.Popen[str], code: int = 0) -> str:
+    """Wait for its end with this exit status and without a traceback; return the rest of its output."""
+    output, _ = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == code, output
+    assert "Traceback" not in output
+    return output
+
+
+def end_by(number: int, process: subprocess.Popen[str], others: set[str], within_s: float) -> str:
+    """Send it a signal; return its output, once it has ended in time and left nothing in the shared memory.
+
+    others: files of the shared memory that were there before it.
+    """
+    held = shared_memory(process) - others
+    assert held
+    begin = time.monotonic()
+    process.send_signal(number)
+    output = end_of(process)
+    assert time.monotonic() - begin < within_s
+    assert left_behind(held) == []
+    return output
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_a_configure_in_progress_at_once_and_leaves_no_shared_memory_behind(run, number):
     """A student that loads for minutes, as TensorRT's first start does."""
     others = shared_memory()
     process = run("-p", "autostart:=true", prelude="node.Student.load = lambda *_: time.sleep(60)")
     read_until(process, "loading student")
-    held = shared_memory(process) - others
-    assert held
-    begin = time.monotonic()
-    process.send_signal(number)
-    output, _ = process.communicate(timeout=TIMEOUT_S)
-    assert time.monotonic() - begin < soon_s()
-    assert process.returncode == 0, output
-    assert "not configured: the node is asked to end" in output
-    assert left_behind(held) == []
+    assert "not configured: the node is asked to end" in end_by(number, process, others, soon_s())
 
 
 def test_a_signal_ends_a_node_whose_frame_in_work_does_not_end(run, vehicle):
@@ -98,15 +113,8 @@ def test_a_signal_ends_a_node_whose_frame_in_work_does_not_end(run, vehicle):
     poll(lambda: vehicle.state() == State.PRIMARY_STATE_ACTIVE, "the active state")
     vehicle.send_pair(vehicle.now_ns())
     read_until(process, "stuck")
-    held = shared_memory(process) - others
-    assert held
-    begin = time.monotonic()
-    process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=TIMEOUT_S)
-    assert time.monotonic() - begin < 1.0 + soon_s()  # of these, 1.5 s are for the frame
-    assert process.returncode == 0, output
+    output = end_by(signal.SIGTERM, process, others, 1.0 + soon_s())  # of these, 1.5 s are for the frame
     assert "the frame in work did not end in time" in output
-    assert left_behind(held) == []
 
 
 def test_a_callback_that_fails_does_not_end_the_node(run, vehicle):
@@ -118,13 +126,12 @@ def test_a_callback_that_fails_does_not_end_the_node(run, vehicle):
     odd = rcl_interfaces.Parameter(name="score_threshold", value=rcl_interfaces.ParameterValue(type=42))
     time.sleep(0.5)  # nothing tells when its server has found our client
     client.call_async(SetParameters.Request(parameters=[odd]))
-    output = read_until(process, "a callback failed; the node goes on")
+    read_until(process, "a callback failed; the node goes on")
     assert vehicle.state() == State.PRIMARY_STATE_UNCONFIGURED
     (result,) = vehicle.set_parameters(score_threshold=0.5)
     assert result.successful
     process.send_signal(signal.SIGINT)
-    rest, _ = process.communicate(timeout=TIMEOUT_S)
-    assert process.returncode == 0, output + rest
+    end_of(process)
 
 
 def test_failures_in_a_row_end_an_autostarted_node_with_exit_code_1(run, vehicle):
@@ -136,7 +143,7 @@ def test_failures_in_a_row_end_an_autostarted_node_with_exit_code_1(run, vehicle
     while process.poll() is None:
         vehicle.send_pair(vehicle.now_ns(), matched=False)
         time.sleep(0.04)
-    output, _ = process.communicate(timeout=TIMEOUT_S)
+    output, _ = process.communicate(timeout=TIMEOUT_S)  # with the traceback of a frame, which is told
     assert process.returncode == 1, output
     assert "failed, and unconfigured now: 3 frames in a row gave no result" in output
 
@@ -158,15 +165,7 @@ def test_a_signal_ends_an_autostarted_node_under_load_cleanly_and_soon(run, vehi
         return any(status.processed > 3 for status in vehicle.statuses)
 
     poll(flowing, "results")
-    held = shared_memory(process) - others
-    assert held
-    begin = time.monotonic()
-    process.send_signal(number)
-    output, _ = process.communicate(timeout=TIMEOUT_S)
-    assert time.monotonic() - begin < soon_s()
-    assert process.returncode == 0, output
-    assert "Traceback" not in output
-    assert left_behind(held) == []
+    end_by(number, process, others, soon_s())
     # Its last word accounts for every frame that it received.
     last = poll(
         lambda: next((s for s in reversed(vehicle.statuses) if s.mode == PerceptionStatus.MODE_STALE), None),
@@ -183,32 +182,36 @@ def test_a_signal_ends_a_node_cleanly_that_was_shut_down_through_its_lifecycle(r
     assert vehicle.change(Transition.TRANSITION_UNCONFIGURED_SHUTDOWN)
     assert vehicle.state() == State.PRIMARY_STATE_FINALIZED
     process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=TIMEOUT_S)
-    assert process.returncode == 0, output
-    assert "Traceback" not in output
+    end_of(process)
 
 
 def test_autostart_that_fails_ends_with_exit_code_1_and_the_reason(run):
     process = run("-p", "autostart:=true", "-p", "student.visible_file:=/nowhere.onnx")
-    output, _ = process.communicate(timeout=TIMEOUT_S)
-    assert process.returncode == 1
-    assert "not configured: student /nowhere.onnx cannot be read" in output
-    assert "Traceback" not in output
+    assert "not configured: student /nowhere.onnx cannot be read" in end_of(process, code=1)
 
 
 def test_a_parameter_of_the_wrong_type_ends_with_exit_code_1_and_the_reason(run):
     process = run("-p", "score_threshold:=high")
-    output, _ = process.communicate(timeout=TIMEOUT_S)
-    assert process.returncode == 1
+    output = end_of(process, code=1)
     assert "not started" in output
     assert "score_threshold" in output
-    assert "Traceback" not in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (("-r", "nonsense"), "Couldn't parse remap rule: '-r nonsense'"),
+        (("--enclave", "vehicle"), "Enclave name is not valid: 'context name must be absolute"),
+        (("--bogus",), "after --ros-args there is no ['--bogus']"),
+    ],
+)
+def test_arguments_that_are_none_end_with_exit_code_1_and_the_reason(run, arguments, problem):
+    assert f"not started: {problem}" in end_of(run(*arguments), code=1).replace("failed to initialize rcl: ", "")
 
 
 def test_an_integer_for_a_number_is_refused_at_the_start_with_the_cure(run):
     process = run("-p", "pairing.tolerance_s:=1")
-    output, _ = process.communicate(timeout=TIMEOUT_S)
-    assert process.returncode == 1
+    output = end_of(process, code=1)
     assert "pairing.tolerance_s" in output
     assert "write the number with a decimal point (1.0 for 1)" in output
 

@@ -10,9 +10,9 @@ from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValu
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
+from md_perception.parameters import TABLE, ParameterError, Parameters
 from md_perception.pipeline import PipelineSettings
 from md_perception.ros import parameters
-from md_perception.ros.parameters import TABLE, ParameterError, Parameters
 from md_perception.sensing.health import HealthSettings
 from md_perception.sensing.misalignment import MisalignmentSettings
 from md_perception.sensing.pairing import PairingSettings
@@ -60,7 +60,7 @@ def test_every_parameter_is_described_and_has_a_field():
     assert {field.name for field in fields(Parameters)} == {d.field for d in TABLE}
     for declaration in TABLE:
         assert len(declaration.description) > 20, declaration.name
-        descriptor = declaration.descriptor()
+        descriptor = parameters.descriptor(declaration)
         assert descriptor.description == declaration.description
         assert descriptor.read_only == declaration.read_only
         declaration.check(declaration.default)
@@ -132,6 +132,13 @@ def test_a_value_that_is_hardly_meant_is_warned_of_with_the_cure(name, value, wa
     assert warning in found
     equal_stamps_are_meant = DEFAULTS | {"pairing.policy": "exact", "pairing.tolerance_s": 0.0}
     assert Parameters.from_values(equal_stamps_are_meant).warnings() == []
+
+
+def test_tracks_that_end_before_a_change_of_mode_are_warned_of():
+    tracking = DEFAULTS | {"tracking.tracker": "norfair"}
+    assert Parameters.from_values(tracking).warnings() == []
+    (found,) = Parameters.from_values(tracking | {"tracking.lost_s": 1.0}).warnings()
+    assert "ids do not survive a change of mode" in found
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from rclpy.node import Node
 from vehicle import Vehicle, poll
 
 from md_perception.ros.node import NODE_NAME, PerceptionNode
+from md_perception.ros.security import cure
 
 FILE = Path(__file__).parents[2] / "config" / "sros2" / "policy.xml"
 
@@ -109,21 +110,53 @@ def test_the_node_joins_the_graph_in_the_enclave_that_it_is_given(vehicle: Vehic
         assert process.wait(timeout=20) == 0
 
 
-def test_security_without_keys_ends_the_start_with_a_reason(tmp_path: Path) -> None:
-    # Also where the middleware was built without security: what is asked for and cannot be had is no silent no.
-    environment = {
-        **os.environ,
-        "ROS_SECURITY_KEYSTORE": str(tmp_path),
-        "ROS_SECURITY_ENABLE": "true",
-        "ROS_SECURITY_STRATEGY": "Enforce",
-    }
+def start_with_security(*arguments: str, **environment: str) -> str:
+    """Start the node, which has to end by itself with exit status 1, and return its one line of log."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("ROS_SECURITY")}
+    enforced = {"ROS_SECURITY_ENABLE": "true", "ROS_SECURITY_STRATEGY": "Enforce"}
     result = subprocess.run(
-        [sys.executable, "-m", "md_perception.ros.node", "--ros-args", "--enclave", "/md_perception"],
-        env=environment,
+        [sys.executable, "-m", "md_perception.ros.node", "--ros-args", *arguments],
+        env={**clean, **enforced, **environment},
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
     )
-    assert result.returncode not in (0, None)
-    assert "SECURITY ERROR" in result.stdout + result.stderr
+    output = result.stdout + result.stderr
+    assert result.returncode == 1, output
+    assert "Traceback" not in output
+    (line,) = [line for line in output.splitlines() if "[FATAL]" in line]
+    assert "not started: " in line
+    return output
+
+
+def test_security_without_keys_ends_the_start_with_cause_and_cure(tmp_path: Path) -> None:
+    # Also where the middleware was built without security: what is asked for and cannot be had is no silent no.
+    output = start_with_security("--enclave", "/md_perception", ROS_SECURITY_KEYSTORE=str(tmp_path))
+    assert f"SECURITY ERROR: directory '{tmp_path}/enclaves/md_perception' does not exist" in output
+    assert f"`ros2 security create_enclave {tmp_path} /md_perception`; docs/security.md says how" in output
+
+
+def test_security_on_a_middleware_without_it_says_so(tmp_path: Path) -> None:
+    (tmp_path / "enclaves" / "md_perception").mkdir(parents=True)
+    output = start_with_security("--enclave", "/md_perception", ROS_SECURITY_KEYSTORE=str(tmp_path))
+    if "security libraries" not in output:
+        pytest.skip("this middleware has security")
+    assert "the middleware was built without security" in output
+
+
+@pytest.mark.parametrize(
+    ("error", "environment", "expected"),
+    [
+        ("SECURITY ERROR: x", {"ROS_SECURITY_KEYSTORE": "/tmp"}, "the keystore /tmp has no keys for this enclave"),
+        ("error not set", {}, "ROS_SECURITY_KEYSTORE, the folder of the keystore, is not set; docs/security.md"),
+        ("SECURITY ERROR: x", {"ROS_SECURITY_KEYSTORE": "/nowhere"}, "is /nowhere, which is no folder"),
+        ("no security libraries", {"ROS_SECURITY_KEYSTORE": "/nowhere"}, "built without security"),
+        ("anything", {"ROS_SECURITY_KEYSTORE": "/tmp"}, "security is on (ROS_SECURITY_ENABLE); docs/security.md"),
+    ],
+)
+def test_what_is_wrong_with_the_security_comes_with_its_cure(
+    error: str, environment: dict[str, str], expected: str
+) -> None:
+    assert expected in cure(error, {"ROS_SECURITY_ENABLE": "true", **environment})
+    assert cure(error, environment) == ""

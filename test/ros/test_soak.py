@@ -1,16 +1,21 @@
 """The soak: its sums on made-up figures, and two minutes for real."""
 
+import itertools
 import json
+import mmap
 import os
 import subprocess
 import sys
+import tempfile
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("rclpy", reason="needs ROS 2: run through `make test`, or source .ci/env.sh")
 
-from md_perception.ros.harness import RunError
+from md_perception.ros.harness import Child, RunError, wait_for
 from md_perception.ros.soak import Growth, Sample, SoakOptions, sample_of
 
 
@@ -70,6 +75,45 @@ def test_a_process_is_looked_at() -> None:
     assert now.memory_mb - before.memory_mb > 40, len(held)
     with pytest.raises(RunError, match="cannot be looked at"):
         sample_of(2**30, 0.0, 0)
+
+
+def test_a_shared_segment_counts_whole_when_it_is_mapped_and_not_as_it_fills() -> None:
+    before = sample_of(os.getpid(), 0.0, 0).memory_mb
+    with tempfile.TemporaryFile(dir="/dev/shm") as file:
+        file.truncate(40_000_000)
+        with mmap.mmap(file.fileno(), 0) as segment:
+            mapped = sample_of(os.getpid(), 0.0, 0)
+            segment[:20_000_000] = bytes(20_000_000)
+            half_full = sample_of(os.getpid(), 0.0, 0)
+    after = sample_of(os.getpid(), 0.0, 0).memory_mb
+    assert mapped.memory_mb - before == pytest.approx(40, abs=2)
+    assert half_full.memory_mb - mapped.memory_mb == pytest.approx(0, abs=2)
+    assert half_full.resident_mb - mapped.resident_mb == pytest.approx(20, abs=2)
+    assert after - before == pytest.approx(0, abs=2)
+
+
+def test_a_process_that_is_stalled_does_nothing_for_so_long_and_goes_on(tmp_path: Path) -> None:
+    program = "import signal, time\nsignal.signal(signal.SIGINT, signal.SIG_DFL)\n"
+    program += "while True: print(time.monotonic()); time.sleep(0.01)"
+    command = [sys.executable, "-uc", program]
+    log = tmp_path / "log"
+    with Child("clock", command, log, dict(os.environ)) as child:
+        wait_for(lambda: log.stat().st_size > 0, 20.0, [child])
+        thread = threading.Thread(target=child.stall, args=(0.5,))
+        thread.start()
+        time.sleep(0.3)
+        state = Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[0]
+        thread.join()
+        size = log.stat().st_size
+        assert wait_for(lambda: log.stat().st_size > size, 20.0, [child])
+    assert state == "T"  # stopped by a signal
+    times = [float(line) for line in log.read_text().splitlines()[:-1]]  # the last may be cut
+    assert max(later - earlier for earlier, later in itertools.pairwise(times)) == pytest.approx(0.5, abs=0.2)
+
+
+def test_the_node_is_stalled_in_the_first_half_of_the_warm_up() -> None:
+    assert SoakOptions(minutes=60).stalls_s == [15, 30, 45, 60, 75, 90, 105, 120, 135, 150]
+    assert SoakOptions(minutes=2).stalls_s == [1.5, 3, 4.5, 6, 7.5, 9, 10.5, 12, 13.5, 15]
 
 
 @pytest.mark.long

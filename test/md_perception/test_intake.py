@@ -2,14 +2,15 @@
 
 import threading
 import time
+import weakref
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from md_perception.results import Mode
-from md_perception.ros.intake import Counters, Inspection, Intake, Job
+from md_perception.intake import Counters, Inspection, Intake, Job
+from md_perception.results import Camera, Mode
 from md_perception.sensing.health import Content, HealthSettings, ImageForm, ModeSelector
 from md_perception.sensing.pairing import NearestPairing, PairingSettings, StampedMessage
 
@@ -50,6 +51,40 @@ def feed_pairs(intake: Intake, clock: Clock, stamps_ms: range) -> None:
 def assert_balanced(counters: Counters) -> None:
     ended = counters.processed + counters.dropped + counters.unpaired + counters.rejected
     assert counters.received == ended + counters.waiting
+
+
+def test_however_many_images_come_only_a_few_are_alive() -> None:
+    """The node's memory: docs/reliability.md."""
+    clock = Clock()
+    intake = make(clock, depth=4)
+    alive: dict[str, list[weakref.ref[StampedMessage]]] = {"rgb": [], "thermal": []}
+    form = ImageForm("camera", (4, 3), "mono8")
+
+    def add(camera: Camera, stamp_ms: int) -> None:
+        frame = StampedMessage("image", stamp_ms * MS, clock.now_ns)
+        alive[camera].append(weakref.ref(frame))
+        (intake.add_rgb if camera == "rgb" else intake.add_thermal)(frame, form)
+
+    def number(camera: Camera) -> int:
+        return sum(reference() is not None for reference in alive[camera])
+
+    for stamp in range(0, 9000, 30):  # nobody takes them
+        clock.now_ns += 30 * MS
+        add("thermal", stamp)
+        add("rgb", stamp)
+        assert number("rgb") <= 4  # the queue, the newest of which waits to be looked at
+        assert number("thermal") <= 6  # those of the queue, and what a next RGB image may want, 60 ms back
+    for stamp in range(9000, 18000, 30):  # without thermal images
+        clock.now_ns += 30 * MS
+        add("rgb", stamp)
+        assert number("rgb") <= 4 + 6  # and those that wait for a partner, 150 ms
+    while isinstance(job := intake.take(wait=False), Job | Inspection):
+        intake.processed() if isinstance(job, Job) else intake.inspected(job, Content(np.ones((3, 4), np.uint8)))
+    del job
+    clock.now_ns += 1000 * MS
+    intake.take(wait=False)
+    assert number("rgb") == 0
+    assert number("thermal") <= 3
 
 
 def test_a_worker_that_keeps_up_gets_every_frame_in_order() -> None:

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Literal, Protocol
 
 from md_perception.results import Camera, Mode
 from md_perception.sensing.health import (
@@ -23,9 +23,29 @@ from md_perception.sensing.health import (
     ImageForm,
     ModeSelector,
 )
-from md_perception.sensing.pairing import Paired, PairingCounters, PairingSettings, StampedMessage, Unpaired
+from md_perception.sensing.pairing import (
+    Paired,
+    PairingCounters,
+    PairingSettings,
+    StampedMessage,
+    Unpaired,
+    UnpairedReason,
+)
 
 Decided = Paired[StampedMessage] | Unpaired[StampedMessage]
+
+Alone = UnpairedReason | Literal["mode", "stale"]
+"""Why an RGB frame goes on without a partner, or goes nowhere: pairing found none; the mode does not want one; there is
+one, but no mode that takes it."""
+
+TICK_S = 0.05
+"""How often the mode is looked at, and whether something regular is due."""
+
+IDLE_PERIOD_S = 0.25
+"""Period of the status in STALE."""
+
+REJECTED_IN_A_ROW = 3
+"""Rejected frames in a row after which nothing usable can be said to come in: the mode is STALE then."""
 
 _ARRIVALS = 16
 """Arrivals over which the RGB period is averaged."""
@@ -66,12 +86,14 @@ class Job:
     """A frame for the worker, and the mode whose student takes it.
 
     rgb: None in THERMAL_ONLY. thermal: None in VISIBLE_ONLY. waited_ns: from arrival to its partner.
+    alone: why it has no partner, "" with one: what pairing said, or `mode` where nobody waited for one.
     """
 
     mode: Mode
     rgb: StampedMessage | None
     thermal: StampedMessage | None
     waited_ns: int
+    alone: Alone | Literal[""] = ""
 
 
 @dataclass(frozen=True)
@@ -111,9 +133,11 @@ class Intake:
     """Thread-safe: callbacks call `add_*`; one worker calls `take`, and then `processed` or `rejected` for the job that
     it got, `inspected` for the inspection.
 
-    pairing: the policy. selector: decides the mode. depth: decided frames that are held for the worker.
+    pairing: the policy. selector: decides the mode. depth: decided frames that are held for the worker; None: all of
+    them, and none is ever dropped for a slow one (the evaluation of bags).
     clock_ns: never goes back; the arrival stamps of the messages are of this clock. poll_s: None where clock_ns runs
     at the pace of a steady clock; otherwise how often `take` looks at it.
+    unpaired: told of each RGB frame that no student gets, and why; called with the lock held.
     """
 
     def __init__(
@@ -121,15 +145,17 @@ class Intake:
         pairing: Pairing,
         selector: ModeSelector,
         *,
-        depth: int,
+        depth: int | None,
         clock_ns: Callable[[], int] = time.monotonic_ns,
         poll_s: float | None = None,
+        unpaired: Callable[[StampedMessage, Alone], None] = lambda frame, why: None,
     ) -> None:
         self._pairing = pairing
         self._selector = selector
         self._depth = depth
         self._clock_ns = clock_ns
         self._poll_s = poll_s
+        self._tell_unpaired = unpaired
         self._changed = threading.Condition()
         self._queue: deque[Job] = deque()
         # RGB frames that are with the pairing and not yet with the worker, by identity: what has one student alone
@@ -169,7 +195,7 @@ class Intake:
             self._pairing.add_thermal(frame, frame.arrival_ns)
             self._decide()
             if self._selector.mode(self._clock_ns()) is Mode.THERMAL_ONLY:
-                self._push(Job(Mode.THERMAL_ONLY, None, frame, 0))
+                self._push(Job(Mode.THERMAL_ONLY, None, frame, 0, "mode"))
             self._changed.notify_all()
 
     def take(self, *, wait: bool = True) -> Job | Inspection | None:
@@ -297,24 +323,29 @@ class Intake:
             if self._undecided.pop(id(decided.rgb), None) is None:
                 continue  # the worker has it already
             if isinstance(decided, Unpaired) and decided.reason == "late":
-                self._count("unpaired")  # overtaken: a newer frame went out already
+                self._give_up(decided.rgb, "late")  # overtaken: a newer frame went out already
             elif mode in (Mode.VISIBLE_ONLY, Mode.LAST_THERMAL):
-                self._push(self._alone(mode, decided.rgb, decided.waited_ns))
+                why = decided.reason if isinstance(decided, Unpaired) else "mode"
+                self._push(self._alone(mode, decided.rgb, decided.waited_ns, why))
             elif isinstance(decided, Paired) and mode is Mode.FUSED:
                 self._push(Job(mode, decided.rgb, decided.thermal, decided.waited_ns))
             else:
-                self._count("unpaired")
+                self._give_up(decided.rgb, decided.reason if isinstance(decided, Unpaired) else "stale")
         mode = self._selector.mode(now_ns)
         if mode in (Mode.VISIBLE_ONLY, Mode.LAST_THERMAL):  # nobody there to wait for
             for frame in self._undecided.values():
                 if self._is_overtaken(frame):
-                    self._count("unpaired")
+                    self._give_up(frame, "late")
                 else:
-                    self._push(self._alone(mode, frame, now_ns - frame.arrival_ns))
+                    self._push(self._alone(mode, frame, now_ns - frame.arrival_ns, "mode"))
             self._undecided.clear()
 
-    def _alone(self, mode: Mode, rgb: StampedMessage, waited_ns: int) -> Job:
-        return Job(mode, rgb, self._kept if mode is Mode.LAST_THERMAL else None, waited_ns)
+    def _give_up(self, rgb: StampedMessage, why: Alone) -> None:
+        self._count("unpaired")
+        self._tell_unpaired(rgb, why)
+
+    def _alone(self, mode: Mode, rgb: StampedMessage, waited_ns: int, why: Alone) -> Job:
+        return Job(mode, rgb, self._kept if mode is Mode.LAST_THERMAL else None, waited_ns, why)
 
     def _is_overtaken(self, frame: StampedMessage) -> bool:
         """Return whether a newer frame went to the worker already; not so after a jump of time."""
@@ -324,7 +355,8 @@ class Intake:
         if job.rgb is not None:
             self._sent_ns = job.rgb.stamp_ns
         self._queue.append(job)
-        self._drop(len(self._queue) - self._depth)
+        if self._depth is not None:
+            self._drop(len(self._queue) - self._depth)
 
     def _at_work(self) -> list[Job]:
         """Return the frames that are with the worker or wait for it."""
@@ -341,7 +373,7 @@ class Intake:
     def _next(self, cycle_ns: int | None) -> Job:
         period_ns = self._rgb_period_ns()
         keeps_up = cycle_ns is None or period_ns is None or cycle_ns < period_ns
-        if not keeps_up:
+        if not keeps_up and self._depth is not None:
             self._drop(len(self._queue) - 1)
         self._in_work = self._queue.popleft()
         self._taken_ns = self._clock_ns()

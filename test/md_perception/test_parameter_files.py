@@ -1,0 +1,55 @@
+"""Parameter files of the node, read without ROS: what the node would refuse is refused."""
+
+from pathlib import Path
+
+import pytest
+
+from md_perception.parameters import ParameterError, Parameters
+
+CONFIG = Path(__file__).parents[2] / "config"
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "params.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_the_documented_file_has_the_defaults() -> None:
+    assert Parameters.read(CONFIG / "md.yaml") == Parameters.defaults() == Parameters.read()
+
+
+def test_sections_of_namespaces_and_changes_beside_the_file_are_read(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        "front:\n  md_perception:\n    ros__parameters:\n      use_sim_time: true\n      pairing: {tolerance_s: 0.02}\n"
+        "      qos_overrides: {/segmentation/mask: {publisher: {depth: 1}}}\n",
+    )
+    found = Parameters.read(path, {"thermal.range": "[280.0, 320.0]", "thermal.encoding": "centikelvin"})
+    assert (found.pairing_tolerance_s, found.thermal_range) == (0.02, [280.0, 320.0])
+    assert found.pairing_settings().tolerance_ns == 20_000_000
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("pairing: {tolerance_s: 1}", "is 1, which is not of the type of 0.06; write the number with a decimal point"),
+        ("pairing: {tolerance_s: fast}", "pairing.tolerance_s is 'fast'"),
+        ("autostart: 1", "autostart is 1, which is not of the type of False"),
+        ("pairing: {tolerances: 1.0}", "there is no parameter pairing.tolerances"),
+        ("pairing: {tolerance_s: 11.0}", "must lie between 0 and 10"),
+        ("thermal: {range: [1, 2]}", r"thermal.range is \[1, 2\]"),
+        ("pairing: {policy: best}", "use one of 'nearest'"),
+    ],
+)
+def test_what_the_node_would_refuse_is_refused(text: str, problem: str, tmp_path: Path) -> None:
+    with pytest.raises(ParameterError, match=problem):
+        Parameters.read(write(tmp_path, f"/**:\n  ros__parameters:\n    {text}\n"))
+
+
+@pytest.mark.parametrize("text", ["", "a: 1", "[1, 2]", "/**: {ros__parameters: }", "a: [", "\0"])
+def test_what_is_no_parameter_file_is_refused(text: str, tmp_path: Path) -> None:
+    with pytest.raises(ParameterError, match=r"params\.yaml"):
+        Parameters.read(write(tmp_path, text))
+    with pytest.raises(ParameterError, match=r"missing\.yaml cannot be read"):
+        Parameters.read(tmp_path / "missing.yaml")
