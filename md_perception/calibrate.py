@@ -4,6 +4,7 @@ Without ROS: `python -m md_perception.calibrate BAG --out calibration.yaml`. See
 """
 
 import argparse
+import math
 import signal
 import sys
 import time
@@ -381,6 +382,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     handlers = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
+        if picture.resolve() == options.out.resolve():
+            raise CalibrationError(f"{picture} cannot be both parameter file and picture: give --picture another name")
         for path in (options.out, picture):
             check_free(path, options.replace)
         result, source = _run(options)
@@ -403,6 +406,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> tuple[Result, str]:
     started = time.monotonic()
+    if not (math.isfinite(options.start) and (options.seconds is None or 0 < options.seconds < math.inf)):
+        raise CalibrationError(f"--start {options.start} and --seconds {options.seconds} are no times, s")
     try:
         thermal = thermal_settings(options)
         settings = AlignmentSettings(zooms=tuple(options.zoom), longest_delay_s=options.longest_offset)

@@ -318,7 +318,8 @@ class Intake:
         """Move decided frames into the queue, for the student of the mode that holds at that moment."""
         now_ns = self._clock_ns()
         for decided in self._pairing.take(now_ns):
-            self._selector.pivot_decided(isinstance(decided, Paired), now_ns)
+            partner_ns = decided.thermal.arrival_ns if isinstance(decided, Paired) else None
+            self._selector.pivot_decided(partner_ns is not None, now_ns, partner_ns)
             mode = self._selector.mode(now_ns)
             if self._undecided.pop(id(decided.rgb), None) is None:
                 continue  # the worker has it already

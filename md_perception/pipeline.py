@@ -13,7 +13,8 @@ import numpy as np
 
 from md_perception.inference.manifest import ThermalContract
 from md_perception.inference.session import Student, StudentError
-from md_perception.results import Float32Array, Frame, Mode, Perception, StageTimes, StudentOutput
+from md_perception.results import Camera, Float32Array, Frame, Mode, Perception, StageTimes, StudentOutput
+from md_perception.sensing.health import Content, content_of
 from md_perception.sensing.images import ImageError, Message, stamp_ns, to_rgb
 from md_perception.sensing.pairing import PairingSettings
 from md_perception.sensing.registration import NoCameraInfoYet, Registration, RegistrationSettings
@@ -136,6 +137,22 @@ class Pipeline:
     def student_of(self, mode: Mode) -> Student:
         """Return the student that serves a mode. Raises KeyError where there is none."""
         return self.students[_served_as(mode)]
+
+    def look(self, message: Message, camera: Camera) -> Content:
+        """Look at a picture for the health of its camera.
+
+        A thermal image that is not what the camera is said to send (another unit, pseudo-colour) is as good as none:
+        the student for RGB alone takes over, if there is one. Stateless.
+        """
+        try:
+            content = content_of(message, camera)
+            # Black and white are no unit: they have a fault of their own.
+            if camera == "thermal" and not (content.dark or content.saturated):
+                for normaliser in self._thermal.values():
+                    normaliser.check(message)
+        except ImageError as error:
+            return Content.broken(str(error))
+        return content
 
     def prepare(
         self,

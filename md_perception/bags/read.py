@@ -18,6 +18,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from md_perception.bags import limits
+from md_perception.bags.sources import natural
 from md_perception.bags.types import TopicQos, UnknownTypeError, message_store, require
 from md_perception.bags.write import BagError
 
@@ -59,8 +60,8 @@ class BagMessage:
 class Bag:
     """An open rosbag2: a folder with its metadata, or a single .mcap or .db3 file.
 
-    An MCAP file whose end is missing (a recorder that was killed, a full disk) is read as far as it goes; `damage`
-    then says so. Use as a context manager. Raises BagError where nothing can be read.
+    MCAP whose end is missing (a recorder that was killed, a full disk), one file or the last of a split bag, is read as
+    far as it goes; `damage` then says so. Use as a context manager. Raises BagError where nothing can be read.
     """
 
     def __init__(self, path: Path) -> None:
@@ -71,7 +72,7 @@ class Bag:
             raise BagError(f"there is no bag at {path}")
         limits.check_files(path)
         self._reader: Reader | None = None
-        self._salvaged: Path | None = None
+        self._salvaged: list[Path] = []
         self._packed = False
         try:
             reader = Reader(path)
@@ -101,10 +102,10 @@ class Bag:
             raise BagError(f"{self.path}: its message definitions cannot be understood: {str(error)[:300]}") from error
 
     def _open_damaged(self, reason: Exception) -> None:
-        files = sorted(self.path.glob("*.mcap")) if self.path.is_dir() else [self.path]
-        if len(files) != 1 or files[0].suffix != ".mcap":
+        files = list(self.path.glob("*.mcap")) if self.path.is_dir() else [self.path]
+        if not files or files[0].suffix != ".mcap":
             raise BagError(f"{self.path} is not a bag that can be read: {reason}") from reason
-        self._salvaged = files[0]
+        self._salvaged = sorted(files, key=lambda file: natural(file.name))  # drive_2 was recorded before drive_10
         self.damage = f"opened without its index: {reason}"
         self._connections = []
         self._counts = {}
@@ -175,18 +176,22 @@ class Bag:
             self.damage = f"damaged after {(last_ns - self.start_ns) * 1e-9:.3f} s of its time: {error}"
 
     def _scan(self, register: bool = False) -> Iterator[tuple[Connection, int, bytes]]:
-        """Yield what can be read of an MCAP file from its beginning, whole records only."""
-        assert self._salvaged is not None
-        known = {connection.id: connection for connection in self._connections}
-        with self._salvaged.open("rb") as file:
-            try:
-                for connection, log_ns, raw in _scan_mcap(file):
-                    if register and connection.id not in known:
-                        known[connection.id] = connection
-                        self._connections.append(connection)
-                    yield known[connection.id], log_ns, raw
-            except Exception as error:  # of whatever kind: the bytes may be anything
-                self.damage = f"opened without its index; cut or damaged at byte {file.tell()}: {error}"
+        """Yield what can be read of MCAP files, one after the other, up to the damage; whole records only."""
+        # Each file numbers its channels anew.
+        known = {(connection.topic, connection.msgtype): connection for connection in self._connections}
+        for path in self._salvaged:
+            with path.open("rb") as file:
+                try:
+                    for connection, log_ns, raw in _scan_mcap(file):
+                        key = (connection.topic, connection.msgtype)
+                        if register and key not in known:
+                            known[key] = connection._replace(id=len(known))
+                            self._connections.append(known[key])
+                        yield known[key], log_ns, raw
+                except Exception as error:  # of whatever kind: the bytes may be anything
+                    where = f"byte {file.tell()} of {path.name}" if len(self._salvaged) > 1 else f"byte {file.tell()}"
+                    self.damage = f"opened without its index; cut or damaged at {where}: {error}"
+                    return
 
     def close(self) -> None:
         """Close the files."""

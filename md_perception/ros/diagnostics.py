@@ -21,6 +21,9 @@ PERIOD_S = 1.0
 _LOSS = 0.6
 """Below this share of the images that their stamps promise, the transport is suspected."""
 
+_OLD_S = 10.0
+"""Images that keep coming with stamps further in the past than this are not late, but of no use."""
+
 NO_CLOCK = (
     "use_sim_time is true but nobody publishes /clock, so that the node's time stands still: play the bag with /clock "
     "(`ros2 bag play --clock 100`, `md_bag play`), or start the node with use_sim_time false"
@@ -68,6 +71,11 @@ def input_status(camera: str, state: InputState, report: CameraReport, age_s: fl
         problems.append(
             f"only {share:.0%} of the images of {state.topic} arrive, judged by their stamps: start the camera driver "
             "with FASTRTPS_DEFAULT_PROFILES_FILE set to this package's config/fastdds.xml"
+        )
+    if age_s > _OLD_S and rate > 0.0 and Fault.SILENT not in report.faults:
+        problems.append(
+            f"the stamps of {state.topic} lie {age_s:.0f} s in the past: let the driver stamp its images with this "
+            "machine's clock (0 is no time), or, where a bag is played, start the node with use_sim_time"
         )
     problems += [
         f"{state.topic}: {fault.value}: {text}"

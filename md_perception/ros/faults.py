@@ -6,6 +6,7 @@ the bag = processed + dropped + unpaired + rejected + lost in transport, to the 
 
 import argparse
 import json
+import math
 import shutil
 import sys
 from collections.abc import Collection, Sequence
@@ -403,6 +404,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     unknown = [name for name in given.faults if name not in names]
     if unknown:
         parser.error(f"there is no fault {', '.join(map(repr, unknown))}: use {', '.join(names)}")
+    if not (0 < given.rate < math.inf and min(given.size) > 0):
+        parser.error("--rate and --size have to be above 0")
     students = {
         "student.file": given.student,
         "student.visible_file": given.visible_student,

@@ -360,6 +360,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, default=Path("log/soak"), help="folder for the log and the report")
     given = parser.parse_args(arguments)
+    if not (0 < given.minutes < math.inf and 0 < given.rate < math.inf and min(given.size) > 0):
+        parser.error("--minutes, --rate and --size have to be above 0")
     options = SoakOptions(
         given.minutes, given.rate, given.warm_up, given.student, tuple(given.size), given.out, given.limit
     )

@@ -13,8 +13,6 @@ from md_perception.outputs.messages import NodeStatus
 from md_perception.pipeline import NotReady, Pipeline, RejectedFrame, Work
 from md_perception.results import Mode, Perception
 from md_perception.ros.publishers import Publishers
-from md_perception.sensing.health import Content, content_of
-from md_perception.sensing.images import ImageError
 
 WORKER_THREAD = "md_perception worker"
 
@@ -134,9 +132,7 @@ class Worker:
 
     def _inspect(self, inspection: Inspection) -> None:
         try:
-            content = content_of(inspection.frame.message, inspection.camera)
-        except ImageError:  # why is told when its frame is processed
-            content = Content.broken()
+            content = self._pipeline.look(inspection.frame.message, inspection.camera)
         except Exception:
             self._error(f"a {inspection.camera} image could not be inspected:\n{traceback.format_exc()}")
             return

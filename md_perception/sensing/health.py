@@ -47,7 +47,7 @@ _LEAST_STILL = 3
 """Pictures that have to be equal before a camera can be said to be frozen, however slow it is."""
 
 _LEAST_UNREADABLE = 2
-"""Pictures that cannot be decoded, one after the other, before the camera is lost: a single one is only that."""
+"""Pictures that are of no use, one after the other, before the camera is lost: a single one is only that."""
 
 _BLANK_SHARE = 0.98
 """Share of samples at the end of the scale that makes a picture dark or saturated."""
@@ -70,6 +70,9 @@ with alpha: green). Of other encodings every byte of a row is taken."""
 _DARK_LEVEL: dict[Camera, int] = {"rgb": 10, "thermal": 2}
 _BRIGHT_LEVEL = 250
 
+_VIDEO_RANGE = ("yuv422", "uyvy", "yuv422_yuy2", "yuyv")
+"""Encodings whose brightness goes from 16 (black) to 235 (white), as `sensing.images` decodes them."""
+
 
 class Fault(StrEnum):
     """What can be wrong with a camera; the values are for people."""
@@ -91,7 +94,8 @@ class HealthSettings:
     """When a camera is lost, and what is done without it.
 
     timeout_s: a camera (or the pairing) that gave nothing for so long is lost.
-    recovery_pairs: pairs, each within the timeout after the one before, after which fusion returns.
+    recovery_pairs: pairs, each of another thermal image within the timeout after the one before, after which fusion
+        returns.
     frozen_s: a camera whose picture stays the same for so long is lost; 0: not looked at.
     without_thermal, last_thermal_age_s: without a visible-only student, how old a thermal image the fused student may
         be given at most.
@@ -145,25 +149,26 @@ class ImageForm:
 class Content:
     """A look at a picture.
 
-    samples: of some of its rows, to compare with others. dark, saturated: nothing is seen. unreadable: it could
-    not be decoded, and there are no samples.
+    samples: of some of its rows, to compare with others. dark, saturated: nothing is seen. unreadable: why no student
+    can be given it, "" where one can; then there are no samples.
     """
 
     samples: np.ndarray
     dark: bool = False
     saturated: bool = False
-    unreadable: bool = False
+    unreadable: str = ""
 
     @classmethod
-    def broken(cls) -> "Content":
-        """Return what is seen of a picture that cannot be decoded."""
-        return cls(np.zeros((0, 0), np.uint8), unreadable=True)
+    def broken(cls, why: str = "it cannot be decoded") -> "Content":
+        """Return what is seen of a picture that cannot be decoded, or is not what the camera is said to send."""
+        return cls(np.zeros((0, 0), np.uint8), unreadable=why)
 
 
 def content_of(message: Message, camera: Camera) -> Content:
     """Look at the picture of an image message; raw images are not decoded. Raises ImageError."""
     rows = _sampled_rows(message, camera)
-    low, high = _ends(rows, camera)
+    video_range = not is_compressed(message) and message.encoding in _VIDEO_RANGE
+    low, high = _ends(rows, camera, video_range)
     return Content(rows, dark=low >= _BLANK_SHARE, saturated=high >= _BLANK_SHARE > low)
 
 
@@ -189,10 +194,13 @@ def _brightness_bytes(message: Message) -> np.ndarray:
     return np.ndarray((height, used), np.uint8, data, strides=(step, 1))[:, first::stride]
 
 
-def _ends(samples: np.ndarray, camera: Camera) -> tuple[float, float]:
+def _ends(samples: np.ndarray, camera: Camera, video_range: bool) -> tuple[float, float]:
     """Return the shares of samples at the lower and at the upper end of the scale."""
     if samples.dtype == np.uint8:
-        return float(np.mean(samples <= _DARK_LEVEL[camera])), float(np.mean(samples >= _BRIGHT_LEVEL))
+        dark, bright = (
+            16 + level * 219 / 255 if video_range else level for level in (_DARK_LEVEL[camera], _BRIGHT_LEVEL)
+        )
+        return float(np.mean(samples <= dark)), float(np.mean(samples >= bright))
     # The scale of counts and temperatures has no known end: a sensor at its end gives one value throughout.
     empty = float(np.mean(~np.isfinite(samples) | (samples == 0)))
     return empty, float(np.mean(samples == np.fmax.reduce(samples, axis=None)))
@@ -237,6 +245,7 @@ class CameraHealth:
         self._still_ns = 0
         self._still = 0
         self._unreadable = 0
+        self._why_unreadable = ""
 
     def arrived(
         self, arrival_ns: int, stamp_ns: int | None = None, form: ImageForm | None = None, age_s: float = 0.0
@@ -273,6 +282,7 @@ class CameraHealth:
         arrival_ns: of its image; pictures come in this order, some may be left out.
         """
         self._unreadable = self._unreadable + 1 if content.unreadable else 0
+        self._why_unreadable = content.unreadable
         if content.unreadable:
             return False  # of a picture that was damaged on its way, the others know nothing
         blank = content.dark or content.saturated
@@ -290,7 +300,7 @@ class CameraHealth:
         return not (blank or still)
 
     def alive(self, now_ns: int) -> bool:
-        """Return whether the camera delivers pictures that can be decoded and that change."""
+        """Return whether the camera delivers pictures that a student can be given and that change."""
         readable = self._unreadable < _LEAST_UNREADABLE
         return self.silent_s(now_ns) <= self.settings.timeout_s and readable and not self._frozen()
 
@@ -340,7 +350,9 @@ class CameraHealth:
         if self._content is not None and self._content.saturated:
             found[Fault.SATURATED] = "the picture is at the upper end of its scale: see exposure, gain and range"
         if self._unreadable >= _LEAST_UNREADABLE:
-            found[Fault.UNREADABLE] = f"the last {self._unreadable} pictures that were looked at cannot be decoded"
+            found[Fault.UNREADABLE] = (
+                f"the last {self._unreadable} pictures that were looked at are of no use: {self._why_unreadable}"
+            )
         if self._ahead_s > FUTURE_S:
             found[Fault.FUTURE] = (
                 f"by {self._ahead_s:.2f} s: synchronise the camera's clock with this machine's (PTP, chrony)"
@@ -423,6 +435,7 @@ class ModeSelector:
         self._settings = settings
         self._available = frozenset(available)
         self._pair_ns: int | None = None
+        self._partner_ns: int | None = None
         self._kept_ns: int | None = None
         self._pairs = 0
         self._mode = Mode.STALE
@@ -448,12 +461,19 @@ class ModeSelector:
         """Return the health of a camera."""
         return self.rgb if name == "rgb" else self.thermal
 
-    def pivot_decided(self, paired: bool, now_ns: int) -> None:
-        """Note whether an RGB frame found its partner; a partner from a camera that is lost is none."""
+    def pivot_decided(self, paired: bool, now_ns: int, partner_ns: int | None = None) -> None:
+        """Note whether an RGB frame found its partner; a partner from a camera that is lost is none.
+
+        partner_ns: arrival of the partner: pairs with the same one count as one towards the return of fusion, so that a
+        single thermal image, which may serve several RGB images, does not bring it back. None: not the one before.
+        """
         if not (paired and self.rgb.alive(now_ns) and self.thermal.sees(now_ns)):
             return
-        self._pairs = self._pairs + 1 if self._fresh(self._pair_ns, now_ns) else 1
-        self._pair_ns = now_ns
+        if not self._fresh(self._pair_ns, now_ns):
+            self._pairs = 1
+        elif partner_ns is None or partner_ns != self._partner_ns:
+            self._pairs += 1
+        self._pair_ns, self._partner_ns = now_ns, partner_ns
 
     def thermal_kept(self, arrival_ns: int) -> None:
         """Note that a good thermal image of FUSED is at hand for LAST_THERMAL. arrival_ns: when it came."""

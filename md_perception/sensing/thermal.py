@@ -185,18 +185,30 @@ class ThermalNormaliser:
         Raises ImageError, naming the topic, the encoding and the parameter to set, for values that are not what the
         settings declare, and for pseudo-colour.
         """
-        values = to_thermal_values(message, self._topic)
-        name = f"compressed ({shown(message.format)})" if is_compressed(message) else message.encoding
-        encoding = self._meaning(values, name)
+        values, encoding, name = self._read(message)
         if values.ndim == 3:
             return self._polarised(self._grey(values, name))
         if encoding in ("agc8", "grey_rgb8"):
             return self._polarised(values)
         return self._stretched(values, encoding, name, stamp_ns(message))
 
+    def check(self, message: Message) -> None:
+        """Raise ImageError where the image is not what the settings declare, as a call does; nothing is remembered."""
+        values, encoding, name = self._read(message)
+        if values.ndim == 3:
+            self._grey(values, name)
+        elif encoding in TEMPERATURES:
+            self._check_unit(values, encoding, name)
+
     def reset(self) -> None:
         """Forget the range of the slow gain control (after a change of camera)."""
         self._range = None
+
+    def _read(self, message: Message) -> tuple[np.ndarray, str, str]:
+        """Return the values, what they are, and what the message calls them."""
+        values = to_thermal_values(message, self._topic)
+        name = f"compressed ({shown(message.format)})" if is_compressed(message) else message.encoding
+        return values, self._meaning(values, name), name
 
     def _meaning(self, values: np.ndarray, name: str) -> str:
         """Return what the values are, from the declaration and the kind of array; raise where the two disagree."""

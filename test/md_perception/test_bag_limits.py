@@ -117,6 +117,16 @@ def test_what_was_packed_is_what_is_unpacked(data: bytes, frames: int) -> None:
     assert unpack_lz4(lz4.frame.compress(data), len(data)) == data
 
 
+def test_frames_are_bounded_together() -> None:
+    packed = zstd.compress(bytes(600))
+    assert len(unpack_zstd(packed, 600)) == 600
+    with pytest.raises(BagError, match="more than the 1000 bytes"):
+        unpack_zstd(packed + packed, 1000)
+    packed += bomb("zstd")
+    with little_memory(), pytest.raises(BagError, match="more than the 1000 bytes"):
+        unpack_zstd(packed, 1000)
+
+
 @given(st.binary(max_size=200))
 def test_damaged_compression_is_damage(data: bytes) -> None:
     for unpack, packed in ((unpack_zstd, zstd.compress(data)), (unpack_lz4, lz4.frame.compress(data))):
@@ -159,6 +169,9 @@ def test_chunks_that_overlap_in_time_are_bounded_together(tmp_path: Path) -> Non
     mega = 2**20
     check_chunks(tmp_path, [chunk(10 * k, 10 * k + 9, 128 * mega) for k in range(1000)])  # one after the other
     check_chunks(tmp_path, [chunk(0, 9, 128 * mega) for _ in range(8)])
+    # Of chunks that share an instant all are unpacked.
+    with pytest.raises(BagError, match="at one time"):
+        check_chunks(tmp_path, [chunk(k, k + 1, 128 * mega) for k in (0, 1) for _ in range(5)])
     with pytest.raises(BagError, match="at one time: at most 1073741824"):
         check_chunks(tmp_path, [chunk(0, 9, 128 * mega) for _ in range(9)])
     with pytest.raises(BagError, match="has a chunk of 134217729 bytes"):

@@ -363,6 +363,31 @@ def test_an_mcap_without_its_end_is_read_as_far_as_it_goes(pairs: tuple[Path, Pa
     np.testing.assert_array_equal(pixels(found[-1].message), picture)
 
 
+def test_a_split_bag_is_read_up_to_the_cut_in_its_last_file(tmp_path: Path) -> None:
+    """As after a power cut: no metadata, and the newest file, the tenth, ends anywhere. Each file numbers its topics
+    anew."""
+    folder = tmp_path / "drive"
+    folder.mkdir()
+    for number in (2, 9, 10):
+        with BagWriter(tmp_path / f"part_{number}") as writer:
+            for topic in ("/b", "/a") if number == 9 else ("/a", "/b"):
+                writer.add_topic(topic, IMAGE)
+            for index in range(8):
+                picture = np.random.default_rng(index).integers(0, 256, (256, 1024), np.uint8)  # four fill a chunk
+                stamp = START_NS + 8 * number + index
+                writer.write("/a" if index % 2 else "/b", stamp, image_message(writer, stamp, picture))
+        content = (tmp_path / f"part_{number}/part_{number}.mcap").read_bytes()
+        (folder / f"drive_{number}.mcap").write_bytes(content if number < 10 else content[: int(1.5 * 2**20)])
+
+    with Bag(folder) as bag:
+        found = [(item.topic, item.log_ns - START_NS) for item in bag.messages()]
+        assert bag.damage is not None
+        assert "of drive_10.mcap" in bag.damage
+        assert {name: topic.count for name, topic in bag.topics.items()} == {"/a": 10, "/b": 10}
+    expected = [8 * number + index for number in (2, 9) for index in range(8)] + [80, 81, 82, 83]
+    assert found == [("/a" if at % 2 else "/b", at) for at in expected]
+
+
 def test_what_is_no_bag_is_said_to_be_none(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "noise.mcap").write_bytes(b"\x89MCAP0\r\n" + bytes(range(256)))

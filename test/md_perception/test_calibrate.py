@@ -137,6 +137,8 @@ def test_nothing_is_replaced_unless_asked(street_bag, run, tmp_path):
         (("--rgb-topic", "/front"), "has no images on /front; it has images on /rgb/image_raw, /thermal/image_raw"),
         (("--thermal-topic", "/rgb/image_raw"), "both cameras are on /rgb/image_raw"),
         (("--thermal-encoding", "celsius"), "no image of thermal could be read: thermal topic"),
+        (("--seconds", "nan"), "--seconds nan are no times"),
+        (("--start", "inf"), "--start inf and"),
     ],
 )
 def test_what_cannot_be_calibrated_leaves_nothing_behind(street_bag, run, tmp_path, arguments, problem):
@@ -144,6 +146,13 @@ def test_what_cannot_be_calibrated_leaves_nothing_behind(street_bag, run, tmp_pa
     assert status == 1
     assert "nothing was written" in text
     assert problem in text
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_picture_and_parameters_cannot_be_one_file(street_bag, run, tmp_path):
+    status, text = run(street_bag, "--picture", str(tmp_path / "calibration.yaml"))
+    assert status == 1
+    assert "cannot be both parameter file and picture" in text
     assert list(tmp_path.iterdir()) == []
 
 

@@ -4,12 +4,13 @@ import time
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
-from image_messages import compressed_message, image_message
+from image_messages import compressed_message, header, image_message
 
 from md_perception.results import Camera, Mode
 from md_perception.sensing.health import (
@@ -103,6 +104,21 @@ def test_fusion_returns_with_pairs_that_come_within_the_timeout_of_each_other() 
     rig = Rig(Mode.FUSED, Mode.VISIBLE_ONLY)
     assert [rig.frame(at, paired=False) for at in (0, 600)] == [Mode.STALE, Mode.VISIBLE_ONLY]
     assert {rig.frame(600 * i, paired=True) for i in range(2, 20)} == {Mode.VISIBLE_ONLY}  # too rare to rely on
+
+
+def test_a_single_thermal_image_does_not_bring_fusion_back_however_many_it_serves() -> None:
+    rig = Rig(Mode.FUSED, Mode.VISIBLE_ONLY)
+    rig.frame(0, paired=True)
+    modes = []
+    for at in range(600, 1700, 33):  # RGB at 30 Hz, thermal once in 400 ms
+        partner_ms = at // 400 * 400
+        rig.selector.rgb.arrived(at * MS)
+        if partner_ms >= 800:
+            rig.selector.thermal.arrived(at * MS)
+            rig.selector.pivot_decided(True, at * MS, partner_ms * MS)
+        modes.append((partner_ms, rig.mode(at)))
+    assert {mode for partner_ms, mode in modes if partner_ms < 1600} == {Mode.VISIBLE_ONLY}
+    assert {mode for partner_ms, mode in modes if partner_ms >= 1600} == {Mode.FUSED}  # the third
 
 
 def test_a_student_of_one_camera_waits_for_nobody() -> None:
@@ -434,6 +450,27 @@ def test_dark_and_saturated_pictures_are_no_freeze(
         assert look((message for _ in range(20)), camera)[-1] == expected
 
 
+@pytest.mark.parametrize(("encoding", "first"), [("uyvy", 1), ("yuv422", 1), ("yuyv", 0), ("yuv422_yuy2", 0)])
+@pytest.mark.parametrize(("level", "expected"), [(16, (True, False)), (60, (False, False)), (235, (False, True))])
+def test_black_and_white_of_yuv_are_those_of_video_range(
+    encoding: str, first: int, level: int, expected: tuple[bool, bool]
+) -> None:
+    pixels = np.full((48, 128), 128, np.uint8)  # no colour
+    pixels[:, first::2] = level
+    message = SimpleNamespace(
+        header=header(), height=48, width=64, encoding=encoding, is_bigendian=0, step=128, data=pixels.reshape(-1)
+    )
+    seen = content_of(message, "rgb")
+    assert (seen.dark, seen.saturated) == expected
+
+
+def test_a_slow_camera_is_not_frozen_by_two_equal_pictures() -> None:
+    """One image a second: the second of two equal ones is as old as the limit, but three are needed."""
+    image = image_message(np.random.default_rng(0).integers(20, 230, (12, 16), np.uint8), "mono8")
+    found = look((image for _ in range(4)), "thermal", period_s=1.0)
+    assert [Fault.FROZEN in faults for faults in found] == [False, False, True, True]
+
+
 def test_lights_at_night_keep_a_picture_from_being_dark() -> None:
     image = np.zeros((480, 640, 3), np.uint8)
     image[::20, :, :] = 120  # a twentieth
@@ -454,15 +491,18 @@ def test_the_look_at_a_picture_costs_little() -> None:
 def test_a_single_damaged_picture_is_nothing_but_two_that_were_looked_at_lose_the_camera() -> None:
     camera = CameraHealth("thermal", SETTINGS)
     picture = Content(np.arange(100, dtype=np.uint8))
-    for at_ms, content, good in ((0, picture, True), (200, Content.broken(), False)):
+    broken = Content.broken("it is cut off")
+    for at_ms, content, good in ((0, picture, True), (200, broken, False)):
         camera.arrived(at_ms * MS)
         assert camera.inspected(content, at_ms * MS) is good
         assert camera.alive(at_ms * MS)
     camera.arrived(400 * MS)
-    camera.inspected(Content.broken(), 400 * MS)
+    camera.inspected(broken, 400 * MS)
     assert not camera.alive(400 * MS)
     assert not camera.sees(400 * MS)
-    assert camera.faults(400 * MS)[Fault.UNREADABLE] == "the last 2 pictures that were looked at cannot be decoded"
+    assert camera.faults(400 * MS)[Fault.UNREADABLE] == (
+        "the last 2 pictures that were looked at are of no use: it is cut off"
+    )
     camera.arrived(600 * MS)
     assert camera.inspected(Content(np.arange(1, 101, dtype=np.uint8)), 600 * MS)
     assert camera.alive(600 * MS)

@@ -212,6 +212,21 @@ def test_the_visible_only_student_gets_frames_in_their_order_and_follows_a_jump_
     assert_balanced(intake.counters())
 
 
+def test_a_frame_that_comes_after_all_waiting_is_over_is_given_up_without_thermal_too() -> None:
+    clock = Clock()
+    intake = make(clock, (Mode.VISIBLE_ONLY,), depth=99)
+    for stamp in (*range(1000, 1440, 40), 1090):  # the pairing has given up all before 1280
+        clock.now_ns += 40 * MS
+        intake.add_rgb(clock.frame(stamp))
+    stamps = []
+    while (job := intake.take(wait=False)) is not None:
+        stamps.append(job.rgb.stamp_ns // MS)
+        intake.processed()
+    assert stamps == [*range(1000, 1440, 40)]
+    assert (intake.counters().unpaired, intake.counters().late) == (1, 1)
+    assert_balanced(intake.counters())
+
+
 def test_thermal_frames_are_processed_by_themselves_and_counted_while_rgb_is_lost() -> None:
     clock = Clock()
     intake = make(clock, (Mode.FUSED, Mode.THERMAL_ONLY), depth=2)
@@ -256,7 +271,7 @@ def test_the_last_good_thermal_frame_goes_with_every_rgb_frame_while_thermal_is_
 
     for stamp in range(0, 4000, 40):
         clock.now_ns += 40 * MS
-        if stamp <= 400:
+        if stamp <= 400 or stamp == 1600:  # a single image is no return of the camera
             intake.add_thermal(clock.frame(stamp), FORM)
         intake.add_rgb(clock.frame(stamp), FORM)
         work()

@@ -229,6 +229,34 @@ def test_the_gain_control_is_that_of_the_students_training(tmp_path: Path) -> No
     assert pipeline.prepare(rgb_message(), kelvin).thermal.image.tolist() == [[0, 128, 255]]
 
 
+def test_the_smallest_span_is_that_of_the_students_training(tmp_path: Path) -> None:
+    contract = ThermalContract(sensor_size=(3, 1), percentiles=(0.0, 100.0), minimum_span_k=40.0)
+    manifest = tiny_manifest(thermal=True).model_copy(update={"thermal": contract})
+    student = Student.load(write_tiny_student(tmp_path / "s.onnx", manifest=manifest), CPU)
+    pipeline = Pipeline({Mode.FUSED: student}, PipelineSettings(thermal=ThermalSettings(encoding="kelvin")))
+    kelvin = image_message(np.array([[290, 300, 310]], np.float32), "32FC1")
+    # 20 K in the middle of 40: a quarter, the half and three quarters of 255, rounded.
+    assert pipeline.prepare(rgb_message(), kelvin).thermal.image.tolist() == [[64, 128, 191]]
+
+
+def test_thermal_that_is_not_what_it_is_said_to_be_is_no_picture_for_its_health(fused: Student) -> None:
+    pipeline = Pipeline({Mode.FUSED: fused}, PipelineSettings(thermal=ThermalSettings(encoding="decikelvin")))
+    kelvin = np.random.default_rng(0).normal(285, 3, (12, 16))
+    good = image_message(np.rint(10 * kelvin).astype(np.uint16), "16UC1")
+    assert pipeline.look(good, "thermal").unreadable == ""
+    wrong = image_message(np.rint(100 * kelvin).astype(np.uint16), "16UC1")
+    assert "set thermal.encoding to 'centikelvin'" in pipeline.look(wrong, "thermal").unreadable
+    palette = image_message(rgb_pixels(size=(16, 12)), "rgb8")
+    assert "needs mono16" in pipeline.look(palette, "thermal").unreadable
+    assert pipeline.look(palette, "rgb").unreadable == ""
+    # What has a fault of its own keeps it: nothing of it is a temperature.
+    dark = pipeline.look(image_message(np.zeros((12, 16), np.uint16), "16UC1"), "thermal")
+    assert (dark.dark, dark.unreadable) == (True, "")
+    cut = image_message(np.rint(10 * kelvin).astype(np.uint16), "16UC1")
+    cut.height = 13
+    assert "needs 416 bytes" in pipeline.look(cut, "thermal").unreadable
+
+
 def test_a_student_of_a_fixed_range_gets_it_from_temperatures_only(tmp_path: Path) -> None:
     contract = ThermalContract(sensor_size=(3, 1), coding="fixed_range", range_k=(273.15, 373.15))
     manifest = tiny_manifest().model_copy(update={"thermal": contract})

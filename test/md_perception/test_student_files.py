@@ -194,6 +194,17 @@ def test_external_data_hidden_behind_a_location_that_protobuf_would_cut_to_one_i
         Student.load(tmp_path / "hidden.onnx")
 
 
+@pytest.mark.usefixtures("never_reached")
+def test_external_data_of_a_constant_are_found(tmp_path: Path) -> None:
+    model = tiny_model()
+    constant = helper.make_node("Constant", [], ["c"], value=numpy_helper.from_array(np.ones(1, np.float32), "hidden"))
+    onnx.external_data_helper.set_external_data(constant.attribute[0].t, "../elsewhere")
+    model.graph.node.append(constant)
+    (tmp_path / "hidden.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(StudentError, match=r"in other files .the first is 'hidden'"):
+        Student.load(tmp_path / "hidden.onnx")
+
+
 @pytest.mark.parametrize("number", [7, 14])
 def test_a_field_that_is_there_twice_is_not_left_to_the_other_parser(number: int) -> None:
     # protobuf merges two graphs, and of two equal keys in the metadata nobody knows which one counts.

@@ -78,6 +78,18 @@ def test_the_faults_of_a_camera_are_warnings():
     assert "silent" not in diagnostics.input_status("rgb", state(publishers=0), silent, math.nan).message
 
 
+def test_stamps_that_are_no_time_of_this_clock_are_told_with_the_cure():
+    running = CameraReport(rate_hz=30.0, silent_s=0.01)
+    status = diagnostics.input_status("rgb", state(), running, 1.7e9)  # the driver leaves them 0
+    assert status.level == DiagnosticStatus.WARN
+    assert status.message.startswith("the stamps of /rgb/image_raw lie 1700000000 s in the past: let the driver stamp")
+    assert "use_sim_time" in status.message
+    assert diagnostics.input_status("rgb", state(), running, 9.0).level == DiagnosticStatus.OK
+    # Of a camera that fell silent the last stamp grows old by itself.
+    silent = CameraReport(rate_hz=0.5, silent_s=20.0, faults={Fault.SILENT: "for 20.0 s"})
+    assert "stamps" not in diagnostics.input_status("rgb", state(), silent, 20.0).message
+
+
 @pytest.mark.parametrize(
     ("input_state", "texts"),
     [

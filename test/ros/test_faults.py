@@ -276,6 +276,13 @@ def test_an_unknown_fault_is_refused_with_those_that_there_are(capsys: pytest.Ca
     assert "there is no fault 'rust': use none, thermal silent" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("arguments", [["--rate", "0"], ["--rate", "nan"], ["--size", "320", "0"]])
+def test_options_that_make_no_sense_are_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    assert "--rate and --size have to be above 0" in capsys.readouterr().err
+
+
 def test_the_help_names_every_fault(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         main(["--help"])

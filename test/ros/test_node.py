@@ -1,5 +1,6 @@
 """The real node over DDS, with students whose outputs can be computed by hand (test/helpers/tiny_student.py)."""
 
+import itertools
 import json
 import math
 import time
@@ -214,6 +215,9 @@ def test_a_late_subscriber_gets_the_label_info(start_node, vehicle):
     poll(lambda: infos, "the latched label info")
     assert [(c.class_id, c.class_name) for c in infos[0].class_map] == list(enumerate(SEGMENTATION.classes))
     assert infos[0].threshold == pytest.approx(0.4)
+    (result,) = vehicle.set_parameters(score_threshold=0.5)
+    assert result.successful
+    poll(lambda: infos[-1].threshold == pytest.approx(0.5), "the new threshold")
 
 
 def test_a_bad_student_leaves_the_node_unconfigured_with_the_reason(start_node, vehicle, tmp_path, capfd):
@@ -453,9 +457,44 @@ def test_status_says_stale_while_the_cameras_deliver_but_every_image_is_rejected
     poll(
         lambda: stale() and any(reason in s.message for d in diagnoses for s in d.status), "the reason in /diagnostics"
     )
-    good = start + (sent + 10) * 50 * MS
-    vehicle.send_pair(good)
-    assert vehicle.status_of(good).mode == PerceptionStatus.MODE_FUSED
+    good = (start + (sent + 10 + number) * 50 * MS for number in itertools.count())
+    poll(
+        lambda: (
+            vehicle.send_pair(next(good))
+            or time.sleep(0.05)
+            or vehicle.statuses[-1].mode == PerceptionStatus.MODE_FUSED
+        ),
+        "fusion",
+    )
+
+
+def test_thermal_of_another_unit_than_declared_is_lost_and_the_visible_only_student_takes_over(
+    start_node, vehicle, students
+):
+    start_node(student__visible_file=str(students["visible"]), thermal__encoding="decikelvin")
+    diagnoses = vehicle.listen_to_diagnostics()
+    vehicle.start()
+    random = np.random.default_rng(0)
+
+    def send(stamp_ns: int, steps_in_a_kelvin: int) -> None:
+        counts = np.rint(steps_in_a_kelvin * random.normal(285, 3, (12, 16))).astype(np.uint16)
+        vehicle.camera("/thermal/image_raw").publish(vehicle.image(counts, "16UC1", stamp_ns, "thermal"))
+        vehicle.send_rgb(stamp_ns)
+
+    run_until(vehicle, lambda s: s.mode == PerceptionStatus.MODE_FUSED, lambda stamp: send(stamp, 10))
+    status = run_until(vehicle, lambda s: s.mode == PerceptionStatus.MODE_VISIBLE_ONLY, lambda stamp: send(stamp, 100))
+    assert status.faults == ["thermal: unreadable"]
+    assert status.rejected < 40  # not so many that the node gives up
+    cure = "set thermal.encoding to 'centikelvin'"
+    poll(
+        lambda: (
+            send(vehicle.now_ns(), 100)
+            or time.sleep(0.03)
+            or cure in getattr(diagnosis(diagnoses, "thermal input"), "message", "")
+        ),
+        "the cure in /diagnostics",
+    )
+    run_until(vehicle, lambda s: s.mode == PerceptionStatus.MODE_FUSED, lambda stamp: send(stamp, 10))
 
 
 def test_an_unforeseen_error_costs_one_frame_and_never_the_worker(start_node, vehicle, monkeypatch, capfd):

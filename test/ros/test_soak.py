@@ -16,7 +16,7 @@ import pytest
 pytest.importorskip("rclpy", reason="needs ROS 2: run through `make test`, or source .ci/env.sh")
 
 from md_perception.ros.harness import Child, RunError, wait_for
-from md_perception.ros.soak import Growth, Sample, SoakOptions, sample_of
+from md_perception.ros.soak import Growth, Sample, SoakOptions, main, sample_of
 
 
 def samples(number: int = 200, leak_mb: float = 0.0, threads: int = 0, files: int = 0) -> list[Sample]:
@@ -54,6 +54,13 @@ def test_what_grows_is_told() -> None:
 def test_a_run_that_is_too_short_says_nothing_of_growth() -> None:
     with pytest.raises(RunError, match="only 5 samples after 195 s: make the run longer"):
         Growth.of(samples(), warm_up_s=195)
+
+
+@pytest.mark.parametrize("arguments", [["--minutes", "nan"], ["--minutes", "0"], ["--rate", "0"], ["--size", "0", "9"]])
+def test_options_that_make_no_sense_are_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    assert "--minutes, --rate and --size have to be above 0" in capsys.readouterr().err
 
 
 def test_the_limit_is_that_of_the_length() -> None:
