@@ -12,9 +12,9 @@ import hashlib
 import itertools
 import logging
 import os
-import pickle
 import platform
 import signal
+import socket
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -97,7 +97,7 @@ def software() -> dict[str, str]:
     digest, folder = hashlib.sha256(), Path(md_perception.__file__).parent
     for path in sorted(folder.rglob("*.py")):
         name = path.relative_to(folder)
-        if name.parts[0] != "msg":  # generated where it is built for ROS
+        if name.parts[0] not in ("msg", "ros"):  # generated where it is built for ROS, and without a part in this
             digest.update(f"{name.as_posix()} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
     return {
         "md_perception": f"{md_perception.__version__} (source {digest.hexdigest()[:12]})",
@@ -107,12 +107,8 @@ def software() -> dict[str, str]:
     }
 
 
-def evaluate_order(order: bytes) -> Iterator[_Part]:
-    """Evaluate a chunk, in a worker of the cluster. order: a pickled _Order.
-
-    Raises EvaluationError, with the name of the machine.
-    """
-    asked: _Order = pickle.loads(order)
+def evaluate_order(asked: _Order) -> Iterator[_Part]:
+    """Evaluate a chunk, in a worker of the cluster. Raises EvaluationError, with the name of the machine."""
     try:
         _require_the_same(asked)
         one_pass = Evaluator(asked.job).evaluate(asked.task.bag, asked.task.name, asked.first, asked.last, asked.cores)
@@ -237,9 +233,7 @@ class RayCluster:
         return max(1, sum(each // cores for each in machines))
 
     def _connect(self) -> None:
-        import ray
-
-        quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
+        ray, quiet = self._ray, {"logging_level": logging.ERROR, "log_to_driver": False}
         ends = signal.getsignal(signal.SIGTERM)
         try:
             if self._address == "auto":
@@ -249,15 +243,24 @@ class RayCluster:
                     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
                     ray.init(address="local", num_cpus=len(os.sched_getaffinity(0)), include_dashboard=False, **quiet)
             else:
+                _require_listening(self._address)  # Ray itself would try for minutes
                 ray.init(address=self._address, **quiet)
-        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        except (ray.exceptions.RayError, ConnectionError, RuntimeError, ValueError, OSError) as error:
             raise EvaluationError(
-                f"--ray {self._address}: {error}: start Ray on this machine, too (`ray start --address=HOST:PORT`), in "
-                "the environment of this program"
+                f"--ray {self._address}: {error}: this machine has to belong to the cluster (`ray start --address="
+                "HOST:PORT`, in the environment of this program), and to have its token, if it asks for one"
             ) from None
         finally:
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, ends)  # Ray puts its own there, which ends the process at once
+
+
+def _require_listening(address: str) -> None:
+    """Raise ValueError for what is no HOST:PORT, OSError where nobody listens."""
+    host, separator, port = address.rpartition(":")
+    if not (host and separator and port.isdigit()):
+        raise ValueError("this is neither auto nor HOST:PORT")
+    socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 def _bounds(first: int, total: int, length: int) -> list[tuple[int, int | None]]:
@@ -280,7 +283,7 @@ class _Run:
         while True:
             while self._orders and len(self._running) < self._ahead:
                 order = self._orders.popleft()
-                self._running.append((order, self._remote.remote(pickle.dumps(order))))
+                self._running.append((order, self._remote.remote(order)))
             if not self._running or self._running[0][0].task != task:
                 return
             order, references = self._running[0]
@@ -300,9 +303,10 @@ class _Run:
             if isinstance(error.cause, EvaluationError):
                 raise EvaluationError(str(error.cause)) from None
             if "failed to import" in str(error):
+                why = next((line for line in reversed(str(error.cause).splitlines()) if "Error" in line), "")
                 raise EvaluationError(
-                    f"{chunk}: a worker cannot import md_perception: install it on every machine of the cluster, with "
-                    f"what it needs, in the environment that Ray was started in ({error.cause})"
+                    f"{chunk}: a worker cannot import md_perception: install it, with what it needs, on every machine "
+                    f"of the cluster, in the environment that Ray was started in ({why})"
                 ) from None
             raise
         except errors.RayError as error:

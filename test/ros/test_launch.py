@@ -5,12 +5,12 @@ import importlib.util
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from launch_process import start_launch
 from lifecycle_msgs.msg import State
 from rcl_interfaces.srv import GetParameters
 from vehicle import TIMEOUT_S, poll
@@ -23,21 +23,6 @@ pytest.importorskip("launch_ros", reason="launch and launch_ros are only in a RO
 
 FILE = Path(__file__).parents[2] / "launch" / "md.launch.py"
 
-# What `ros2 launch FILE NAME:=VALUE...` does, without ros2cli.
-LAUNCH = """
-import sys
-from launch import LaunchService
-from launch.actions import IncludeLaunchDescription
-from launch.launch_description_sources import PythonLaunchDescriptionSource
-
-arguments = [tuple(argument.split(":=", 1)) for argument in sys.argv[2:]]
-service = LaunchService()
-service.include_launch_description(
-    IncludeLaunchDescription(PythonLaunchDescriptionSource(sys.argv[1]), launch_arguments=arguments)
-)
-sys.exit(service.run())
-"""
-
 
 @pytest.fixture
 def launch() -> Iterator[Callable[..., subprocess.Popen[str]]]:
@@ -45,13 +30,7 @@ def launch() -> Iterator[Callable[..., subprocess.Popen[str]]]:
     processes: list[subprocess.Popen[str]] = []
 
     def start(**arguments: object) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            [sys.executable, "-c", LAUNCH, str(FILE), *(f"{name}:={value}" for name, value in arguments.items())],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
+        process = start_launch(FILE, **arguments)
         processes.append(process)
         return process
 

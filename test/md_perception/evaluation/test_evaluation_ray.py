@@ -1,8 +1,10 @@
 """Evaluation on a Ray cluster of this machine: the bytes of one process, whatever becomes of the workers."""
 
 import os
-import pickle
 import signal
+import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -77,6 +79,34 @@ def whole(job: Job, bags: dict[str, Path], tmp_path_factory: pytest.TempPathFact
     folder = tmp_path_factory.mktemp("whole") / "out"
     run(job, bags, folder)
     return contents(folder)
+
+
+@pytest.mark.long  # Ray takes some seconds to start
+def test_ctrl_c_leaves_a_folder_that_the_command_completes_without_ray(
+    bags: dict[str, Path], student: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("ray", reason="Ray is an extra: pip install md_perception[ray]")
+    out = tmp_path / "out"
+    command = [str(bags["long"]), str(bags["short"]), "--student", str(student), "--quiet"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "md_perception.evaluation", *command, "--out", str(out), "--ray", "auto"],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        stored, end = out / "records/long.jsonl", time.monotonic() + 60
+        while not (stored.exists() and stored.stat().st_size) and time.monotonic() < end:
+            time.sleep(0.002)
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "Ray at " in said[0]
+    assert not (out / "report.json").exists()
+    done = len(stored.read_text().splitlines())
+    assert done > 0
+    for folder in (out, tmp_path / "at once"):
+        assert main([*command, "--out", str(folder)]) == 0
+    assert contents(out) == contents(tmp_path / "at once")
 
 
 def busy_workers() -> list[int]:
@@ -163,7 +193,7 @@ def test_a_chunk_that_is_lost_again_and_again_ends_the_run_which_can_be_resumed(
 
 
 @pytest.mark.long  # Ray takes some seconds to start
-def test_the_command_connects_to_a_cluster_and_names_its_machines(
+def test_the_command_names_the_machines_and_leaves_the_folder_of_one_process(
     address: str, bags: dict[str, Path], student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = [str(bags["short"]), "--student", str(student), "--quiet", "--no-result-bag"]
@@ -185,10 +215,10 @@ def test_a_worker_with_other_software_or_files_says_so(
         run(job, bags, tmp_path / "out", spread=cluster)
 
 
-def ordered(job: Job, bag: Path, **changes: Any) -> bytes:
+def ordered(job: Job, bag: Path, **changes: Any) -> spread._Order:
     """Return the order to evaluate a bag, as a worker gets it."""
     order = spread._Order(job, Task(bag, "drive", 0), 0, None, 1, job.configuration(), "", spread.software())
-    return pickle.dumps(replace(order, **changes))
+    return replace(order, **changes)
 
 
 def test_a_worker_that_sees_other_files_says_which(bags: dict[str, Path], student: Path, tmp_path: Path) -> None:
@@ -223,9 +253,19 @@ def test_a_bag_is_divided_into_equal_chunks(first: int, total: int, length: int,
     assert spread._bounds(first, total, length) == bounds
 
 
+def test_an_address_where_nobody_listens_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = pytest.importorskip("ray", reason="Ray is an extra: pip install md_perception[ray]")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # other tests may be connected
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    for address, problem in ((f"127.0.0.1:{port}", "Connection refused"), ("host", "neither auto nor HOST:PORT")):
+        with pytest.raises(EvaluationError, match=f"--ray {address}: .*{problem}"), RayCluster(address):
+            pass
+
+
 def test_addresses_that_cannot_be_used_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(EvaluationError, match="run this on a machine of the cluster"), RayCluster("ray://host:10001"):
         pass
-    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(EvaluationError, match=r"pip install 'md_perception\[ray\]'"), RayCluster("auto"):
         pass
