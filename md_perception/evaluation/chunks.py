@@ -134,7 +134,10 @@ class Evaluator:
         """
         self.job = job
         self._load_file = load or _student
-        self._sessions = SessionSettings(providers=job.providers, threads=job.threads)
+        try:
+            self._sessions = SessionSettings(providers=job.providers, threads=job.threads)
+        except ValueError as error:
+            raise EvaluationError(str(error)) from None
         companions = [
             self._companion(path, mode, option)
             for path, mode, option in (

@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     handlers = {number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         try:
-            job, requirements = _job(options), parse_requirements(options.require) if options.require else ()
+            job, requirements = _job(options), () if options.require is None else parse_requirements(options.require)
             simulations = parse_sweep(options.sweep, job.simulation) if options.sweep else ()
             prices = PriceList.read(options.prices) if options.prices else PAPER_PRICES
         except _WRONG_OPTIONS as error:

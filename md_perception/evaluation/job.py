@@ -1,6 +1,7 @@
 """What an evaluation is asked to do: everything that decides its result, in one value that any process can be given."""
 
 import hashlib
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -105,13 +106,15 @@ class Job:
 
 
 def named(files: Iterable[Path]) -> dict[str, Path]:
-    """Return files by name: their stems, numbered where two are the same."""
+    """Return files and folders by name: stems of files, numbered where two are the same."""
     found: dict[str, Path] = {}
     for path in files:
-        name, number = path.stem, 1
+        # The dots of a folder are no suffix, and `.` has a name too.
+        plain = Path(os.path.abspath(path)).name if path.is_dir() else path.stem
+        name, number = plain, 1
         while name in found:
             number += 1
-            name = f"{path.stem}_{number}"
+            name = f"{plain}_{number}"
         found[name] = path
     return found
 

@@ -68,6 +68,11 @@ class FrameRecord:
     truth: FrameTruth | None
     answers: dict[str, Answer]
 
+    @property
+    def is_thermal(self) -> bool:
+        """Whether the image is a thermal one: index, size and boxes are in its pixels then, not in those of RGB."""
+        return self.mode is Mode.THERMAL_ONLY and self.unpaired == "mode"
+
 
 @dataclass(frozen=True)
 class ModeChange:

@@ -87,7 +87,9 @@ def _places(records: Sequence[FrameRecord]) -> dict[_Key, tuple[int, int]]:
     counts: Counter[str] = Counter()
     place: dict[_Key, tuple[int, int]] = {}
     for row, record in enumerate(records):
-        place[record.bag, record.index, record.stamp_ns] = (row, counts[record.bag])
+        key = (record.bag, record.index, record.stamp_ns)
+        if not (record.is_thermal and key in place):  # cameras that are triggered together have equal stamps
+            place[key] = (row, counts[record.bag])
         counts[record.bag] += 1
     return place
 

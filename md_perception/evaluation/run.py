@@ -89,8 +89,7 @@ class Ends:
         for record in records:
             why = record.answers[student].rejected
             end = "processed" if not why else "unpaired" if why.startswith(UNPAIRED) else "rejected"
-            of_thermal = record.mode is Mode.THERMAL_ONLY and record.unpaired == "mode"
-            counts[f"thermal_{end}" if of_thermal else end] += 1
+            counts[f"thermal_{end}" if record.is_thermal else end] += 1
         return cls(**counts)
 
     def text(self, rgb_images: int) -> str:
@@ -160,12 +159,18 @@ def evaluate(
     configuration = {
         **job.configuration(),
         "bags": {name: bag_digest(path) for name, path in bags.items()},
+        "copied_inputs": copy_inputs and job.with_results,
     }
     evaluator = Evaluator(job)
-    truth = _truth(job, bags.values(), allow_unmatched_truth)
+    truth = _truth(evaluator, bags.values(), allow_unmatched_truth)
     with Store(folder, configuration) as store:
         stores = {name: store.bag(name, job.with_results) for name in bags}
         _evaluate_bags(job, bags, stores, spread or here(workers), show_progress, store.note_machine)
+        if not any(one.records for one in stores.values()):
+            raise EvaluationError(
+                f"no frame is left to evaluate in {', '.join(map(str, bags.values()))}: what they hold of the cameras "
+                "is damaged, or the simulation drops all of it"
+            )
         result_bags = {}
         if job.with_results:
             for name, path in bags.items():
@@ -239,9 +244,22 @@ def _finish_result_bag(
     return target
 
 
-def _truth(job: Job, bags: Iterable[Path], allow_unmatched: bool) -> TruthReport | None:
+def _truth(evaluator: Evaluator, bags: Iterable[Path], allow_unmatched: bool) -> TruthReport | None:
     """Return what is to be said of the truth of all bags. Raises TruthError, DataError, BagError, EvaluationError."""
+    job = evaluator.job
+    if set(evaluator.students[0].students) == {Mode.THERMAL_ONLY}:  # whose answers lie in other pixels than the truth
+        if job.truth is not None and job.truth.is_asked_for:
+            raise EvaluationError(
+                "ground truth lies in the pixels of the RGB images, the answers of a student of thermal alone in those "
+                "of the thermal images: evaluate it without (--truth none)"
+            )
+        return None
     found = [one for path in bags if (one := _matched(job, path, allow_unmatched)) is not None]
+    if len(found) > 1 and any(truth.by_number for truth, _ in found):
+        raise EvaluationError(
+            f"ground truth whose entries find their frames by number would be that of all {len(found)} bags: evaluate "
+            "each bag with its own, or match by stamps (--truth-match stamp, --truth-index FILE)"
+        )
     try:
         return truth_report(found)
     except ValueError as error:

@@ -357,8 +357,8 @@ class AgreementReport(Part):
     worst: tuple[FrameErrors, ...]
 
     def figures(self) -> dict[str, float | None]:
-        """Return the figures by flat names: agreement_ap, agreement_ap50, agreement_f1, agreement_f1_CLASS,
-        agreement_miou, each with _day and _night where there are both."""
+        """Return the figures by flat names: agreement_ap, agreement_ap50, agreement_f1_CLASS, agreement_miou, each with
+        _day and _night where there are both."""
         named: dict[str, float | None] = {}
         for part in self.slices:
             end = "" if part.by == "all" else f"_{part.name}"

@@ -249,14 +249,16 @@ def _agreed(point: SweepPoint, student: str, part: Literal["detection", "masks"]
 def own_agreement(largest: SweepPoint, point: SweepPoint, student: str) -> AgreementReport | None:
     """Return the agreement of a student with what it says at the largest size, in the frames that both have.
 
-    What it would act on there takes the place of a teacher's answers.
+    What it would act on there takes the place of a teacher's answers. Boxes in thermal pixels have no common ones.
     """
     reference = "with the largest camera"
-    others = {(record.bag, record.index): record.answers[student] for record in largest.records}
+    others = {
+        (record.bag, record.index): record.answers[student] for record in largest.records if not record.is_thermal
+    }
     records = [
         replace(record, answers={student: record.answers[student], reference: others[record.bag, record.index]})
         for record in point.records
-        if (record.bag, record.index) in others
+        if not record.is_thermal and (record.bag, record.index) in others
     ]
     settings = point.report.settings
     settings = settings.model_copy(update={"teacher_score": settings.least_score})

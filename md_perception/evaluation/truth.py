@@ -52,7 +52,8 @@ class Truth:
     """The truth of one bag. Not thread-safe. Close it, or use it as a context manager.
 
     description: for reports. counting: `kaist` where KAIST's settings say what is counted. classes: those annotated,
-    of labels.DETECTION; empty without boxes. has_masks: whether any mask is there.
+    of labels.DETECTION; empty without boxes. has_masks: whether any mask is there. by_number: it fits the frames of any
+    bag, for they are counted.
     """
 
     def __init__(self, sources: Sequence["Source"]) -> None:
@@ -62,6 +63,7 @@ class Truth:
         known = {name for source in self._sources for name in source.classes}
         self.classes = tuple(name for name in DETECTION.classes if name in known)
         self.has_masks = any(source.has_masks for source in self._sources)
+        self.by_number = any(source.by_number for source in self._sources)
 
     def truth_of(self, stamp_ns: int, index: int, size: tuple[int, int]) -> FrameTruth | None:
         """Return what is annotated in a frame, None where nothing is.

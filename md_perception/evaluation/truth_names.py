@@ -48,6 +48,11 @@ class TruthSpec:
     index: Path | None = None
     rename: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def is_asked_for(self) -> bool:
+        """Whether there has to be one; otherwise the usual topics are read where they are there."""
+        return bool(self.path or self.masks or self.detections_topic or self.mask_topic)
+
 
 def match_names(names: Sequence[str], bag: Bag, spec: TruthSpec, place: Path) -> tuple[Match, dict[str, int]]:
     """Return `stamp` or `number`, and the stamp, ns, or frame index of each name that has one.

@@ -54,11 +54,12 @@ class Source(ABC):
     """Boxes or masks from one place, in entries, each with a name.
 
     description: for reports. is_kaist: whether KAIST's settings say what is counted. classes: that are annotated, of
-    labels.DETECTION.
+    labels.DETECTION. by_number: entries find their frames by the place of the image in the bag, whichever bag it is.
     """
 
     description: str
     is_kaist = False
+    by_number = False
     classes: tuple[str, ...] = ()
     has_masks = False
 
@@ -211,6 +212,7 @@ class _Files(Source):
             self._by_stamp = inverted(numbers, folder)
         else:
             self._by_index = inverted(numbers, folder)
+            self.by_number = True
         self._stamps = sorted(self._by_stamp)
 
     @property

@@ -30,7 +30,9 @@ def test_a_drive_is_evaluated_with_gates_and_the_summary_says_what_became_of_its
     drive: Path, student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = [str(drive), "--student", str(student), "--out", str(tmp_path / "out"), "--quiet", "--workers", "2"]
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     assert main([*command, "--require", "recall_person>=1,p95_ms<=60000"]) == 0
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
     said = capsys.readouterr().out
     assert "drive: 8 RGB images = 8 processed + 0 unpaired + 0 rejected" in said
     assert "met: recall_person>=1 (it is 1)" in said
@@ -52,12 +54,14 @@ def test_a_drive_is_evaluated_with_gates_and_the_summary_says_what_became_of_its
     ("options", "status", "text"),
     [
         (["--require", "miss_rate"], 2, "is no requirement"),
+        (["--require", ""], 2, "'' is no requirement"),  # a variable that a CI job forgot to set
         (["--simulate", "size=3"], 2, "begin with the camera"),
         (["-p", "health.timeout_s=1"], 2, "with a decimal point"),
         (["-p", "health.no_such=1.0"], 2, "there is no parameter health.no_such"),
         (["--baseline", "nobody"], 2, "the students are tiny"),
         (["--workers", "0"], 2, "0 is below 1"),
         (["--params", "missing.yaml"], 2, "missing.yaml cannot be read"),
+        (["--providers", "gpu"], 1, "unknown execution providers ['gpu']: use one of"),
         (["--teacher", "missing.onnx"], 1, "missing.onnx cannot be read"),
         (["--thermal-topic", "/lwir"], 1, "no images on /lwir; it has /rgb/image_raw, /thermal/image_raw"),
         (["--truth", "missing"], 1, "missing"),

@@ -3,7 +3,6 @@
 import itertools
 import json
 import pickle
-import signal
 import tracemalloc
 from collections.abc import Iterator
 from dataclasses import replace
@@ -23,7 +22,7 @@ from md_perception.bags.results import order_problems, recorded_results
 from md_perception.bags.types import COMPRESSED_IMAGE
 from md_perception.bags.write import BagWriter
 from md_perception.evaluation.chunks import Evaluated, Evaluator, evaluate_chunk
-from md_perception.evaluation.job import EvaluationError, Job, named
+from md_perception.evaluation.job import EvaluationError, Job, bag_digest, named
 from md_perception.evaluation.records import FrameRecord
 from md_perception.evaluation.run import Ends, Evaluation, evaluate, here
 from md_perception.evaluation.schema import ScoreSettings
@@ -350,6 +349,18 @@ def test_a_registration_by_camera_info_waits_for_both_and_is_that_of_the_simulat
         assert records[-1].answers["t"].detections.boxes[2][2] == pytest.approx(16, abs=0.05)
 
 
+def test_a_registration_is_changed_for_the_simulated_camera_and_not_for_the_teacher(students, tmp_path: Path) -> None:
+    matrix = "[0.5, 0.0, 0.0, 0.0, 0.5, 0.0, 0.0, 0.0, 1.0]"
+    parameters = Parameters.read(None, {"registration.homography": matrix})
+    simulation = Simulation.parse("thermal=8x8,view=0.75")  # of 16x12 px those 12x9 in the middle
+    job = Job({"s": students["fused"]}, teacher=("t", students["fused"]), parameters=parameters, simulation=simulation)
+    record = records_of(job, write_drive(tmp_path / "drive", 3))[-1]
+    # The third box is (0, 0, W * M[0][0], H * M[1][1]), of an RGB image of 32x24 px.
+    corners = {name: answer.detections.boxes[2][2:].tolist() for name, answer in record.answers.items()}
+    assert corners["t"] == pytest.approx([32 * 0.5, 24 * 0.5], abs=0.01)
+    assert corners["s"] == pytest.approx([32 * 0.5 * 8 / 12, 24 * 0.5 * 8 / 9], abs=0.01)
+
+
 def test_a_damaged_bag_is_evaluated_up_to_the_damage_which_is_told(students, tmp_path: Path) -> None:
     path = write_drive(tmp_path / "drive", 900)
     file = path / "drive.mcap"
@@ -396,6 +407,8 @@ def test_inputs_are_copied_into_the_result_bag_where_asked(students, tmp_path: P
     path = write_drive(tmp_path / "drive", 10)
     job = Job({"s": students["fused"]}, with_results=True)
     found = run(job, {"drive": path}, tmp_path / "out", copy_inputs=True)
+    with pytest.raises(EvaluationError, match=r"other settings \(copied_inputs\)"):
+        run(job, {"drive": path}, tmp_path / "out")
     with Bag(found.result_bags["drive"]) as results, Bag(path) as cameras:
         copied = [(item.log_ns, item.topic, item.raw) for item in results.messages([RGB, THERMAL])]
         assert copied == [(item.log_ns, item.topic, item.raw) for item in cameras.messages()]
@@ -441,6 +454,84 @@ def test_files_of_one_name_are_told_apart() -> None:
     assert list(named(files)) == ["new", "new_2", "old"]
 
 
+def test_a_folder_has_its_whole_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "drive 24.05").mkdir()
+    monkeypatch.chdir(tmp_path / "drive 24.05")
+    assert list(named([tmp_path / "drive 24.05", Path("."), Path("v1.2.onnx")])) == [
+        "drive 24.05",
+        "drive 24.05_2",
+        "v1.2",
+    ]
+
+
+def test_a_bag_is_known_by_names_sizes_and_both_ends(tmp_path: Path) -> None:
+    def digest(name: str, content: bytes) -> str:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        folder.mkdir()
+        (folder / name).write_bytes(content)
+        return bag_digest(folder)
+
+    zeros = bytes(3 << 20)
+    known = digest("a.mcap", zeros)
+    assert digest("a.mcap", zeros) == known
+    changed = [("b.mcap", zeros), ("a.mcap", zeros + b"0"), ("a.mcap", b"1" + zeros[1:]), ("a.mcap", zeros[1:] + b"1")]
+    assert len({known, *(digest(name, content) for name, content in changed)}) == 5
+
+
+def test_bags_without_a_single_frame_are_an_error(students, tmp_path: Path) -> None:
+    path = write_drive(tmp_path / "drive", 5)
+    job = Job({"s": students["fused"]}, simulation=Simulation.parse("rgb,drop=1"))
+    with pytest.raises(EvaluationError, match=r"no frame is left to evaluate in .*drive"):
+        run(job, {"drive": path}, tmp_path / "out")
+    assert not (tmp_path / "out/report.json").exists()
+
+
+def test_truth_by_number_belongs_to_one_bag(students, tmp_path: Path) -> None:
+    bags = {name: write_drive(tmp_path / name, 3, seed=seed) for seed, name in enumerate(("one", "two"))}
+    (tmp_path / "boxes").mkdir()
+    for number in range(3):
+        (tmp_path / f"boxes/frame_{number}.txt").write_text("0 0.5 0.5 0.5 0.5\n")
+    (tmp_path / "classes.txt").write_text("person\n")
+    job = Job({"s": students["fused"]}, truth=TruthSpec(tmp_path / "boxes"))
+    assert run(job, {"one": bags["one"]}, tmp_path / "out").report.truth.with_truth == 3
+    with pytest.raises(EvaluationError, match="would be that of all 2 bags"):
+        run(job, bags, tmp_path / "both")
+
+
+def test_thermal_alone_is_not_scored_with_the_truth_of_the_rgb_images(students, tmp_path: Path) -> None:
+    """Both images have the same size, so that nothing but the mode says whose pixels the boxes are in."""
+    path = write_drive(tmp_path / "drive", 12, truth=True, size=(160, 128), thermal_size=(160, 128))
+    job = Job({"s": students["warm"]}, truth=TruthSpec())
+    report = run(job, {"drive": path}, tmp_path / "out").report
+    assert report.truth is None
+    assert report.students["s"].answered == 12
+    assert (report.students["s"].slices[0].detection, report.students["s"].slices[0].masks) == (None, None)
+    assert report.students["s"].detection_confusion is None
+    with pytest.raises(EvaluationError, match="in the pixels of the RGB images"):
+        run(replace(job, truth=TruthSpec(mask_topic="/truth/mask")), {"drive": path}, tmp_path / "asked")
+
+
+def test_frames_of_thermal_alone_have_no_truth_where_the_rgb_camera_is_lost(students, tmp_path: Path) -> None:
+    """RGB is lost after 1 s, with 30 images; what thermal sees alone, from 2 to 4 s, is not compared with them."""
+    size: dict[str, Any] = {"size": (160, 128), "thermal_size": (160, 128)}
+    path = write_drive(tmp_path / "drive", 120, truth=True, faults=[Injection("drop", RGB, 0.99, 9.0, 1.0)], **size)
+    job = Job(
+        {"s": students["fused"]},
+        thermal_student=students["warm"],
+        teacher=("t", students["fused"]),
+        simulation=Simulation.parse("rgb,gain=0.3"),  # from 125 to 38: night
+    )
+    found = run(job, {"drive": path}, tmp_path / "out")
+    assert {record.light for record in found.records["drive"]} == {"night"}  # which thermal cannot see
+    alone = [record for record in found.records["drive"] if record.mode is Mode.THERMAL_ONLY]
+    assert 50 < len(alone) < 62
+    assert all(record.truth is None and not record.answers["s"].confusions for record in alone)
+    assert all(len(record.answers["s"].detections or ()) == 3 for record in alone)
+    scores = found.report.students["s"].slices[0]
+    assert (scores.frames, scores.detection.frames, scores.masks.frames) == (30 + len(alone), 30, 30)
+    assert found.report.agreement["s"].frames == 30
+
+
 def test_the_memory_does_not_grow_with_the_bag(students, tmp_path: Path) -> None:
     """Images of 320x240: twenty of them are 4.6 MB, while the records of twenty frames are a few kilobytes."""
     path = write_drive(tmp_path / "drive", 60, size=(320, 240), thermal_size=(8, 6))
@@ -457,7 +548,3 @@ def test_ends_are_counted_by_what_the_first_student_said() -> None:
         "6 RGB images (2 dropped by the simulation) = 3 processed + 2 unpaired + 1 rejected; 4 thermal images "
         "processed by themselves, 0 rejected"
     )
-
-
-def test_signals_are_left_as_they_were() -> None:
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -305,6 +306,26 @@ def test_a_frame_without_an_answer_misses_its_objects() -> None:
     assert judged.errors[3].false == 0
 
 
+def test_heavily_occluded_and_low_objects_are_neither_missed_nor_wrong_to_find() -> None:
+    low, deep = (60, 60, 70, 79), (100, 40, 160, 80)  # 19 px high; three quarters of it hidden
+    there = objects((P, PERSON, False, 1), (low, PERSON, False, 0), (deep, CAR, False, 2))
+    frames = [replace(frame, truth=there) for frame in records(student=STUDENT)[:2]]
+
+    judged = judge(frames, "student", SETTINGS)
+
+    assert [(errors.missed, errors.false) for errors in judged.errors.values()] == [(0, 0), (1, 0)]
+    assert judged.slices[0].detection.by_class["person"].ignored == 2
+    assert judged.slices[0].detection.by_class["car"].ignored == 2
+
+
+def test_what_is_far_apart_in_time_or_of_another_size_does_not_flicker() -> None:
+    frames = records(student=STUDENT)
+    for change in ({"stamp_ns": 700_000_000}, {"bag": "other"}, {"size": (100, 200)}):
+        apart = [*frames[:2], *(replace(frame, **change) for frame in frames[2:3])]
+        assert report_of(apart, settings=SETTINGS).students["student"].flicker.events == 0
+    assert report_of(frames[:3], settings=SETTINGS).students["student"].flicker.events == 1
+
+
 def test_classes_that_are_not_annotated_are_no_false_detections() -> None:
     truth = TruthReport(
         description="", counting="plain", classes=("person",), frames=5, with_truth=5, entries=5, unmatched=0
@@ -321,6 +342,10 @@ def test_blocks_are_of_one_bag_and_time() -> None:
 
     assert blocks_of(frames, 0.2).tolist() == [0, 0, 1, 1, 2]
     assert blocks_of(frames, 0).tolist() == [0, 1, 2, 3, 4]
+    # From the first frame of each bag on, whenever that was.
+    later = [replace(frame, stamp_ns=frame.stamp_ns + 130_000_000) for frame in frames]
+    others = [replace(frame, bag="other") for frame in later[1:3]]
+    assert blocks_of([*later, *others], 0.2).tolist() == [0, 0, 1, 1, 2, 3, 3]
 
 
 # Several students

@@ -1,5 +1,6 @@
 """Sweeps of thermal resolutions and prices of cameras."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from md_perception.evaluation.schema import ScoreSettings
 from md_perception.evaluation.scores import report_of
 from md_perception.evaluation.simulate import Simulation, SimulationError
 from md_perception.evaluation.sweep import PAPER_PRICES, PriceError, PriceList, Sweep, SweepPoint, measures, parse_sweep
+from md_perception.results import Mode
 
 SIZES = "thermal=160x128,640x512,80x64"
 
@@ -136,3 +138,16 @@ def test_without_both_each_student_is_compared_with_itself_at_the_largest_size()
     assert same == 1  # the same answers
     assert least is not None
     assert least < 0.5
+
+
+def test_boxes_in_thermal_pixels_are_not_compared_between_cameras_of_different_sizes() -> None:
+    """RGB is lost in the second half, in which other answers, in other pixels, have the numbers of the first half."""
+    points = []
+    for point, skill in zip(swept((0.9, 0.9, 0.9), truth=False).points, (0.9, 0.8, 0.7), strict=True):
+        others = random_records({"new": skill}, 20, seed=1, truth=False, masks=False)
+        alone = [replace(record, mode=Mode.THERMAL_ONLY, unpaired="mode") for record in others]
+        records = [*point.records, *alone]
+        points.append(SweepPoint(point.simulation, report_of(records, settings=point.report.settings), records))
+        assert [record.is_thermal for record in records] == [False] * 20 + [True] * 20
+    (measure,) = measures(Sweep(tuple(points)))
+    assert [score.value for score in measure.scores["new"] if score is not None] == [1, 1, 1]

@@ -177,6 +177,8 @@ class TestMatching:
         frames = [truth.truth_of(stamp, 5, SIZE) for stamp in stamps]
         assert [frame is not None for frame in frames] == [True] * 3 + [False] * 3
         assert [frames[index].labels.tolist() for index in range(3)] == [[PERSON], [PERSON], [CAR]]
+        assert truth.truth_of(stamps[0] + 500_000, 5, SIZE) is not None
+        assert truth.truth_of(stamps[0] + 500_001, 5, SIZE) is None  # of a camera beside it, perhaps
 
     def test_names_that_end_in_the_frame_index(self, street: Path, stamps: list[int], tmp_path: Path) -> None:
         truth = opened(street, path=write_yolo(tmp_path / "boxes", ["f_2", "f_10"]), match="number")

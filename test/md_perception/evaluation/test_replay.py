@@ -54,10 +54,10 @@ def test_without_thermal_frames_wait_as_long_as_the_parameter_says_and_are_unpai
     assert [frame.index for frame in frames] == list(range(120))
     alone = [frame for frame in frames if frame.alone]
     # 30 Hz: images 30 to 89 have no thermal image of their stamp; the tolerance of 60 ms reaches one image (33 ms) on
-    # both sides, and FUSED returns with the third pair, that of image 91.
-    assert [frame.index for frame in alone] == list(range(31, 91))
+    # both sides, and FUSED returns with the third thermal image, 92: image 90 serves both 89 and 90.
+    assert [frame.index for frame in alone] == list(range(31, 92))
     assert {frame.alone for frame in alone} == {"waited", "no_partner", "stale"}
-    assert Counter(frame.alone for frame in alone)["stale"] == 2
+    assert Counter(frame.alone for frame in alone)["stale"] == 3
     first = alone[0]
     assert (first.alone, first.served, first.thermal, first.waited_ns) == ("waited", False, None, 150 * MS)
     changes = [(change.mode, (change.log_ns - START) / 1e9) for change in drive.changes]
@@ -75,9 +75,9 @@ def test_the_student_of_the_other_camera_takes_over_and_every_image_is_counted_o
     found = modes_of(frames)
     assert sum(found.values()) == len(frames) == 180 + found["THERMAL_ONLY"]
     alone = [frame for frame in frames if frame.mode is Mode.VISIBLE_ONLY and frame.served]
-    # Thermal is missed a second after its last image, at 1.97 s, when image 55 still waits; the third pair is that of
-    # image 91. When RGB is back at 7 s, with image 150, it goes alone until the third pair as well.
-    assert [frame.index for frame in alone] == [*range(55, 91), 150, 151]
+    # Thermal is missed a second after its last image, at 1.97 s, when image 55 still waits; the third thermal image
+    # with a partner is 92. When RGB is back at 7 s, with image 150, it goes alone until the third pair as well.
+    assert [frame.index for frame in alone] == [*range(55, 92), 150, 151]
     # RGB is missed at 5.97 s: thermal images 180 to 210, the last of which arrives just before RGB image 150.
     assert found["THERMAL_ONLY"] == 31
     assert {frame.thermal for frame in alone} == {None}
