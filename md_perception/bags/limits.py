@@ -9,6 +9,7 @@ import sqlite3
 import stat
 import sys
 from collections.abc import Iterable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -71,23 +72,34 @@ def check_files(path: Path) -> None:
 
 def _check_database(path: Path) -> None:
     """Raise BagError where a SQLite file holds more than plain tables, whose rows are what is in the file."""
-    if re.search("[?#%]", str(path)):
-        raise BagError(f"{path}: SQLite would take a part of this name for options: rename it without ?, # and %")
+    longest = None
     try:
-        database = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro&immutable=1", uri=True)
-        try:
+        with closing(open_database(path)) as database:
             for kind, name, sql in database.execute("SELECT type, name, sql FROM sqlite_master").fetchall():
                 plain = kind == "index" or (kind == "table" and _TABLE.match(sql or ""))
                 quoted = str(name).replace('"', '""')
                 if not plain or any(row[6] for row in database.execute(f'PRAGMA table_xinfo("{quoted}")')):
                     raise BagError(f"{path} has a {kind} {name!r} that computes its content: no bag has that")
-            ((longest,),) = database.execute("SELECT max(length(data)) FROM messages").fetchall()
-        finally:
-            database.close()
+            try:
+                ((longest,),) = database.execute("SELECT max(length(data)) FROM messages").fetchall()
+            except sqlite3.DatabaseError as error:
+                if "malformed" not in str(error):
+                    raise
+                # A part is missing: whoever reads what is there looks at each message's length.
     except (sqlite3.Error, UnicodeDecodeError) as error:  # the latter for names that are no text
         raise BagError(f"{path} is not a bag that can be read: {error}") from None
     if isinstance(longest, int) and longest > MAX_MESSAGE_BYTES:
         raise BagError(f"{path} has a message of {longest} bytes: at most {MAX_MESSAGE_BYTES} are read")
+
+
+def open_database(path: Path) -> sqlite3.Connection:
+    """Open a SQLite file for reading, even where its end is missing. Raises BagError, sqlite3.Error."""
+    if re.search("[?#%]", str(path)):
+        raise BagError(f"{path}: SQLite would take a part of this name for options: rename it without ?, # and %")
+    database = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro&immutable=1", uri=True)
+    # In spite of its name this writes nothing; without it SQLite does not open a file with fewer pages than it says.
+    database.execute("PRAGMA writable_schema = ON")
+    return database
 
 
 def _check_summary(path: Path) -> None:

@@ -1,23 +1,20 @@
 """Reading rosbag2 files without ROS, in the order of time, with a clear word about what is damaged."""
 
-import struct
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from io import SEEK_CUR, SEEK_END, BytesIO
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any
 
 from rosbags.interfaces import Connection, ConnectionExtRosbag2, MessageDefinitionFormat
 from rosbags.rosbag2 import Reader
-from rosbags.rosbag2.storage_mcap import Schema, decompress, get_msgdef, get_qos
 from rosbags.typesys import Stores, get_types_from_idl, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from md_perception.bags import limits
+from md_perception.bags import limits, salvage
 from md_perception.bags.sources import natural
 from md_perception.bags.types import TopicQos, UnknownTypeError, message_store, require
 from md_perception.bags.write import BagError
@@ -60,8 +57,8 @@ class BagMessage:
 class Bag:
     """An open rosbag2: a folder with its metadata, or a single .mcap or .db3 file.
 
-    MCAP whose end is missing (a recorder that was killed, a full disk), one file or the last of a split bag, is read as
-    far as it goes; `damage` then says so. Use as a context manager. Raises BagError where nothing can be read.
+    A file whose end is missing (a recorder that was killed, a full disk), one file or the last of a split bag, is read
+    as far as it goes; `damage` then says so. Use as a context manager. Raises BagError where nothing can be read.
     """
 
     def __init__(self, path: Path) -> None:
@@ -102,8 +99,10 @@ class Bag:
             raise BagError(f"{self.path}: its message definitions cannot be understood: {str(error)[:300]}") from error
 
     def _open_damaged(self, reason: Exception) -> None:
-        files = list(self.path.glob("*.mcap")) if self.path.is_dir() else [self.path]
-        if not files or files[0].suffix != ".mcap":
+        files = list(self.path.iterdir()) if self.path.is_dir() else [self.path]
+        files = [file for file in files if file.suffix in salvage.SCANNERS]
+        # A whole SQLite3 file that rosbags does not take has another fault than a missing end.
+        if not files or (files[0].suffix == ".db3" and not any(salvage.is_cut(file) for file in files)):
             raise BagError(f"{self.path} is not a bag that can be read: {reason}") from reason
         self._salvaged = sorted(files, key=lambda file: natural(file.name))  # drive_2 was recorded before drive_10
         self.damage = f"opened without its index: {reason}"
@@ -176,22 +175,23 @@ class Bag:
             self.damage = f"damaged after {(last_ns - self.start_ns) * 1e-9:.3f} s of its time: {error}"
 
     def _scan(self, register: bool = False) -> Iterator[tuple[Connection, int, bytes]]:
-        """Yield what can be read of MCAP files, one after the other, up to the damage; whole records only."""
+        """Yield what can be read of the files, one after the other, up to the damage; whole messages only."""
         # Each file numbers its channels anew.
         known = {(connection.topic, connection.msgtype): connection for connection in self._connections}
         for path in self._salvaged:
-            with path.open("rb") as file:
-                try:
-                    for connection, log_ns, raw in _scan_mcap(file):
-                        key = (connection.topic, connection.msgtype)
-                        if register and key not in known:
-                            known[key] = connection._replace(id=len(known))
-                            self._connections.append(known[key])
-                        yield known[key], log_ns, raw
-                except Exception as error:  # of whatever kind: the bytes may be anything
-                    where = f"byte {file.tell()} of {path.name}" if len(self._salvaged) > 1 else f"byte {file.tell()}"
-                    self.damage = f"opened without its index; cut or damaged at {where}: {error}"
-                    return
+            messages = 0
+            try:
+                for connection, log_ns, raw in salvage.SCANNERS[path.suffix](path):
+                    key = (connection.topic, connection.msgtype)
+                    if register and key not in known:
+                        known[key] = connection._replace(id=len(known))
+                        self._connections.append(known[key])
+                    messages += 1
+                    yield known[key], log_ns, raw
+            except Exception as error:  # of whatever kind: the bytes may be anything
+                where = f"message {messages}" + (f" of {path.name}" if len(self._salvaged) > 1 else "")
+                self.damage = f"opened without its index; cut or damaged after {where}: {error}"
+                return
 
     def close(self) -> None:
         """Close the files."""
@@ -244,87 +244,3 @@ def _store_of(connections: list[Connection]) -> Typestore:
         else:
             store.register(get_types_from_idl(definition))
     return store
-
-
-# --- MCAP without its index: https://mcap.dev/spec -------------------------------------------------------------------
-
-_MAGIC = b"\x89MCAP0\r\n"
-_SCHEMA, _CHANNEL, _MESSAGE, _CHUNK, _DATA_END = 0x03, 0x04, 0x05, 0x06, 0x0F
-
-
-def _scan_mcap(file: BinaryIO) -> Iterator[tuple[Connection, int, bytes]]:
-    if file.read(8) != _MAGIC:
-        raise ValueError("it does not begin like an MCAP file")
-    schemas: dict[int, tuple[str, str, str]] = {}  # id -> name, encoding, text
-    channels: dict[int, Connection] = {}
-    for opcode, record in _records(file):
-        if opcode == _DATA_END:
-            return
-        if opcode == _CHUNK:
-            found = list(_messages_of(_records(BytesIO(_chunk_content(record))), schemas, channels))
-            yield from sorted(found, key=lambda item: item[1])
-        else:
-            yield from _messages_of([(opcode, record)], schemas, channels)
-    raise EOFError("the end is missing")
-
-
-def _records(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    begin = file.tell()
-    end = file.seek(0, SEEK_END)
-    file.seek(begin)
-    while head := file.read(9):
-        if len(head) < 9:
-            raise EOFError("a record is cut short")
-        opcode, size = struct.unpack("<BQ", head)
-        if size > end - file.tell():  # looked at before reading: a damaged size may be larger than the memory
-            raise EOFError(f"a record of {size} bytes is cut short")
-        if opcode not in (_SCHEMA, _CHANNEL, _MESSAGE, _CHUNK, _DATA_END):
-            file.seek(size, SEEK_CUR)  # attachments may be of any size
-            continue
-        if size > limits.MAX_MESSAGE_BYTES:
-            raise ValueError(f"a record of {size} bytes: at most {limits.MAX_MESSAGE_BYTES} are read")
-        yield opcode, file.read(size)
-
-
-def _chunk_content(record: bytes) -> bytes:
-    _, _, size, crc = struct.unpack_from("<QQQI", record)
-    compression, offset = _text(record, 28)
-    return decompress(record[offset + 8 :], compression, size, crc)
-
-
-def _messages_of(
-    records: Iterator[tuple[int, bytes]] | list[tuple[int, bytes]],
-    schemas: dict[int, tuple[str, str, str]],
-    channels: dict[int, Connection],
-) -> Iterator[tuple[Connection, int, bytes]]:
-    for opcode, record in records:
-        if opcode == _SCHEMA:
-            (number,) = struct.unpack_from("<H", record)
-            name, offset = _text(record, 2)
-            encoding, offset = _text(record, offset)
-            schemas[number] = (name, encoding, _text(record, offset)[0])
-        elif opcode == _CHANNEL:
-            number, schema = struct.unpack_from("<HH", record)
-            topic, offset = _text(record, 4)
-            encoding, offset = _text(record, offset)
-            name, schema_encoding, text = schemas[schema]
-            channels[number] = Connection(
-                number,
-                topic,
-                name,
-                get_msgdef(Schema(schema, name, schema_encoding, text)),
-                "",
-                0,
-                ConnectionExtRosbag2(encoding, get_qos(record[offset + 4 :])),
-                None,
-            )
-        elif opcode == _MESSAGE:
-            number, _, log_ns, _ = struct.unpack_from("<HIQQ", record)
-            yield channels[number], log_ns, record[22:]
-
-
-def _text(record: bytes, offset: int) -> tuple[str, int]:
-    """Return a length-prefixed string and the offset behind it."""
-    (size,) = struct.unpack_from("<I", record, offset)
-    end = offset + 4 + size
-    return record[offset + 4 : end].decode(), end

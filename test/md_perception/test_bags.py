@@ -388,6 +388,31 @@ def test_a_split_bag_is_read_up_to_the_cut_in_its_last_file(tmp_path: Path) -> N
     assert found == [("/a" if at % 2 else "/b", at) for at in expected]
 
 
+@pytest.mark.parametrize("share", [0.3, 0.75, 0.999])
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_cut_database_is_read_up_to_the_cut(tmp_path: Path, share: float, alone: bool) -> None:
+    with BagWriter(tmp_path / "drive", storage="sqlite3") as writer:
+        for topic in ("/a", "/b"):
+            writer.add_topic(topic, IMAGE)
+        for index in range(40):
+            picture = np.full((128, 128), index, np.uint8)
+            stamp = START_NS + index
+            writer.write("/a" if index % 2 else "/b", stamp, image_message(writer, stamp, picture))
+    (file,) = (tmp_path / "drive").glob("*.db3")
+    size = file.stat().st_size
+    os.truncate(file, int(size * share))
+
+    with Bag(file if alone else tmp_path / "drive") as bag:
+        found = [(item.topic, item.log_ns - START_NS, int(item.message.data[0])) for item in bag.messages()]
+        assert bag.damage is not None
+        if share < 0.99:  # of a part of its last page SQLite knows only when it is there
+            assert f"after message {len(found)}: " in bag.damage
+            assert sum(topic.count for topic in bag.topics.values()) == len(found)
+            assert (bag.start_ns, bag.end_ns) == (START_NS, START_NS + len(found) - 1)
+    assert found == [("/a" if index % 2 else "/b", index, index) for index in range(len(found))]
+    assert 40 * share - 4 <= len(found) < 40
+
+
 def test_what_is_no_bag_is_said_to_be_none(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "noise.mcap").write_bytes(b"\x89MCAP0\r\n" + bytes(range(256)))
