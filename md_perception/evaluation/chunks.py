@@ -368,6 +368,7 @@ class BagPass:
             note_info=self._note_info(evaluator.students),
             note_original_info=self._note_info([] if evaluator.teacher is None else [evaluator.teacher]),
             with_reference=evaluator.teacher is not None,
+            look=self._pipelines[evaluator.students[0].name].look,
         )
 
     def _simulated(

@@ -127,13 +127,17 @@ Change = Callable[[Iterator[Timed]], Iterator[Timed]]
 NoteInfo = Callable[[Camera, Any, str], None]
 """Takes a CameraInfo: of which camera, the message, its topic."""
 
+Look = Callable[[Any, Camera], Content]
+"""Looks at a picture for the health of its camera: Pipeline.look."""
+
 
 class Replay:
     """One pass over a bag. Iterate over `frames` once, and say of each that is served what became of it (`ended`);
     after that, ask for `drive`.
 
     modes: that have a student. change: what happens to the messages first. note_info: told of each CameraInfo, as
-    changed; note_original_info: as it is in the bag. with_reference: also pair the unchanged messages.
+    changed; note_original_info: as it is in the bag. with_reference: also pair the unchanged messages. look: by default
+    at any picture that can be decoded, whatever unit its thermal values have.
     """
 
     def __init__(
@@ -148,8 +152,10 @@ class Replay:
         note_info: NoteInfo = lambda camera, message, topic: None,
         note_original_info: NoteInfo = lambda camera, message, topic: None,
         with_reference: bool = False,
+        look: Look | None = None,
     ) -> None:
         self._bag, self._topics, self._name = bag, topics, name
+        self._look = look or _content
         self._change = change
         self._note_info, self._note_original_info = note_info, note_original_info
         settings, health = parameters.pairing_settings(), parameters.health_settings()
@@ -383,11 +389,7 @@ class Replay:
         yield from self._given_up_before(None)
 
     def _inspect(self, inspection: Inspection) -> None:
-        try:
-            content = content_of(inspection.frame.message, inspection.camera)
-        except ImageError:  # why is told when its frame is processed
-            content = Content.broken()
-        self._intake.inspected(inspection, content)
+        self._intake.inspected(inspection, self._look(inspection.frame.message, inspection.camera))
 
     def _given_up_before(self, index: int | None) -> Iterator[ReplayedFrame]:
         """Yield the RGB frames that no student got; index: only those before it in the bag."""
@@ -485,3 +487,10 @@ class _Reference:
             self._decided.append((one.rgb.stamp_ns, one.rgb.message, thermal))
             if len(self._decided) > self._capacity:  # those that a simulation has dropped
                 self._decided.popleft()
+
+
+def _content(message: Any, camera: Camera) -> Content:
+    try:
+        return content_of(message, camera)
+    except ImageError as error:
+        return Content.broken(str(error))

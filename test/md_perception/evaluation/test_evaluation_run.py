@@ -228,6 +228,18 @@ def test_weak_detections_are_kept_for_the_curves_though_the_node_would_not_publi
         assert {len(one.detections.detections) for one in recorded_results(bag)} == {0}
 
 
+def test_thermal_of_another_unit_is_lost_as_in_the_node(students: dict[str, Path], tmp_path: Path) -> None:
+    path = write_drive(tmp_path / "drive", 60)
+    parameters = Parameters.read(None, {"thermal.encoding": "centikelvin"})  # the bag has mono8
+    job = Job({"s": students["fused"]}, visible_student=students["visible"], parameters=parameters)
+    records = records_of(job, path)
+    modes = [record.mode for record in records]
+    taken_over = modes.index(Mode.VISIBLE_ONLY)
+    assert taken_over < 30
+    assert set(modes[taken_over:]) == {Mode.VISIBLE_ONLY}
+    assert not any(record.answers["s"].rejected for record in records[taken_over:])
+
+
 def test_a_student_of_rgb_alone_answers_where_one_of_both_cameras_cannot(students, tmp_path: Path) -> None:
     path = write_drive(tmp_path / "drive", 90, faults=[Injection("drop", THERMAL, 1.0, 9.0, 1.0)])
     records = records_of(Job({"both": students["fused"], "rgb": students["visible"]}), path)
