@@ -45,6 +45,10 @@ class ExperimentError(RuntimeError):
     """An experiment cannot be run or its results cannot be compared; the text says why."""
 
 
+class CellStopped(ExperimentError):
+    """A training was stopped by a signal: there is nothing to be scored yet."""
+
+
 @dataclass(frozen=True)
 class HeldOut:
     """What a network answered to the held-out samples: all that any score of them needs.
@@ -235,11 +239,18 @@ def finished(cell: Cell, runs: Path, results: Path, weights: str) -> CellRecord 
 
 
 def run_cell(cell: Cell, runs: Path, results: Path, *, weights: str, device: str, workers: int) -> CellRecord:
-    """Train a cell, or go on where it was stopped, score it and record it in results/STUDY. Its teachers are there."""
+    """Train a cell, or go on where it was stopped, score it and record it in results/STUDY. Its teachers are there.
+
+    Raises CellStopped where it was stopped again, and what train raises.
+    """
     run = cell.run(runs, weights)
     folder = runs / cell.name
     began = time.monotonic()
     checkpoint = train(run, folder, workers=workers, device=device, resume=True, scene_store=runs.parent / "rendered")
+    if checkpoint.step < run.optimisation.steps:
+        raise CellStopped(
+            f"stopped after step {checkpoint.step} of {run.optimisation.steps}; the same command goes on with it"
+        )
     seconds = time.monotonic() - began
     samples, description, kaist = held_out(checkpoint, cell, workers)
     found = ask(checkpoint.network.to(device), samples)

@@ -3,10 +3,13 @@
 import json
 import logging
 import os
-from collections.abc import Sequence
+import signal
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from multiprocessing import get_context
+from contextlib import contextmanager
+from multiprocessing import active_children, get_context
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Literal
 
 import torch
@@ -159,9 +162,12 @@ def _run_all(
     """
     waiting, running, free = list(missing), dict[Future[CellRecord], tuple[Cell, str]](), list(devices)
     failed: dict[Cell, str] = {}
-    with ProcessPoolExecutor(
-        len(devices), mp_context=get_context("spawn"), initializer=_start, initargs=(threads,)
-    ) as pool:
+    with (
+        _sigterm_for_all(),
+        ProcessPoolExecutor(
+            len(devices), mp_context=get_context("spawn"), initializer=_start, initargs=(threads,)
+        ) as pool,
+    ):
         while waiting or running:
             going = {cell for cell, _ in running.values()}
             ready = [c for c in waiting if not any(t in waiting or t in going for t in c.teachers)]
@@ -191,6 +197,22 @@ def _run_all(
     if failed:
         reasons = "\n".join(f"  {cell.name}: {reason}" for cell, reason in failed.items())
         raise ExperimentError(f"{len(failed)} cells failed; the same command runs them again:\n{reasons}")
+
+
+@contextmanager
+def _sigterm_for_all() -> Iterator[None]:
+    """Let SIGTERM do what Ctrl-C does in a terminal: it reaches the processes that train, which leave a checkpoint."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for child in active_children():
+            child.terminate()
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _start(threads: int) -> None:

@@ -1,7 +1,11 @@
 """The experiments' arithmetic on records that are made here; one real cell, teacher first, is marked long."""
 
 import json
+import os
+import signal
+import time
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +17,12 @@ from md_perception.annotations.kaist import read_test_annotations
 from md_perception.metrics.detection import TruthBoxes
 from md_perception.metrics.miss_rate import Bootstrap, ScoredBoxes
 from md_perception.results import Detections
+from md_training.checkpoint import Checkpoint
 from md_training.data.kaist import IMPROVED_FILE
 from md_training.data.sources import KaistData, MfnetData, YoloData
 from md_training.experiments.cells import (
     CellRecord,
+    CellStopped,
     ExperimentError,
     HeldOut,
     finished,
@@ -24,10 +30,11 @@ from md_training.experiments.cells import (
     reasonable,
     run_cell,
 )
-from md_training.experiments.command import experiments
+from md_training.experiments.command import _sigterm_for_all, experiments
 from md_training.experiments.report import COMPARISONS, METRICS, Study
 from md_training.experiments.tables import TABLES, Cell, cells
 from md_training.miss_rate import read_results
+from md_training.models.networks import make_network
 
 DETECTION = ("detection",)
 MISS_RATE, AP50, ACCURACY, _ = METRICS
@@ -221,6 +228,32 @@ def test_a_record_of_other_settings_or_another_world_is_not_taken(tmp_path: Path
     (tmp_path / cell.study / f"{cell.name}.json").write_text("{")
     with pytest.raises(ExperimentError, match="the record of a cell"):
         finished(cell, tmp_path, tmp_path, "")
+
+
+def test_a_training_that_was_stopped_is_not_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cell = Cell("scenes", "native-x16", DETECTION, "md", False, 1, "smoke")
+    run = cell.run(tmp_path)
+
+    def stopped(*_: Any, **__: Any) -> Checkpoint:
+        return Checkpoint(run, "stopped", 3, make_network(run.network), {}, "none")
+
+    monkeypatch.setattr("md_training.experiments.cells.train", stopped)
+    with pytest.raises(CellStopped, match="stopped after step 3 of 4; the same command goes on"):
+        run_cell(cell, tmp_path, tmp_path / "results", weights="", device="cpu", workers=0)
+    assert not (tmp_path / "results").exists()
+
+
+def test_sigterm_reaches_the_processes_that_train() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    child = get_context("spawn").Process(target=time.sleep, args=(60,))
+    child.start()
+    with pytest.raises(SystemExit) as stopped, _sigterm_for_all():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+    assert stopped.value.code == 143
+    child.join(20)
+    assert child.exitcode == -signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_kaist_and_mfnet_are_scored_as_the_paper_does() -> None:
