@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import threading
 import time
 from dataclasses import replace
 from multiprocessing import get_context
@@ -247,8 +248,8 @@ def test_sigterm_reaches_the_processes_that_train() -> None:
     before = signal.getsignal(signal.SIGTERM)
     child = get_context("spawn").Process(target=time.sleep, args=(60,))
     child.start()
+    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
     with pytest.raises(SystemExit) as stopped, _sigterm_for_all():
-        os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(60)
     assert stopped.value.code == 143
     child.join(20)
