@@ -114,6 +114,11 @@ def mask_ids(mapping: Mapping[str, str], classes: Sequence[str]) -> UInt8Image:
     return table
 
 
+def unknown_classes(mapping: Mapping[str, str], classes: Sequence[str]) -> tuple[str, ...]:
+    """Return the classes of a mapping that the student does not know: a slip, or meant for another student."""
+    return tuple(name for name in mapping if name not in classes)
+
+
 def region_of_interest(box: Sequence[float], size: tuple[int, int]) -> tuple[int, int, int, int]:
     """Return (x_offset, y_offset, width, height), px: the whole pixels that a box, xyxy, touches, at least one.
 

@@ -4,13 +4,12 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-from md_perception.outputs.ground import CameraPose, ClassGroup, GroundSettings
+from md_perception.outputs.ground import CameraPose, ClassGroup, Evidence, GroundSettings
 
 GroundSource = Literal["off", "mounting", "tf"]
 """Where the camera's place above the ground comes from; without one there are no obstacles."""
 
 DepthSource = Literal["off", "image", "cloud"]
-Evidence = Literal["both", "detections", "mask"]
 OutputFrame = Literal["base", "camera"]
 CameraImages = Literal["raw", "rectified"]
 MaskEncoding = Literal["raw", "autoware_rle"]

@@ -27,6 +27,9 @@ AUTOWARE_OBJECTS = "tier4_perception_msgs/msg/DetectedObjectsWithFeature"
 
 WARNING_PERIOD_S = 5.0
 
+_JUMP_NS = 1_000_000_000
+"""Images whose stamps go back by more come from a recording that begins anew."""
+
 _DEPTH_MESSAGES = 8
 """Depth messages among which the one of an image is looked for."""
 
@@ -78,7 +81,9 @@ class NavigationOutputs:
                     "autoware.objects to false"
                 ) from None
         if self._wanted.source != "off":
-            self._finder = ObstacleFinder(self._wanted.groups, detection_classes, segmentation_classes)
+            self._finder = ObstacleFinder(
+                self._wanted.groups, detection_classes, segmentation_classes, self._wanted.evidence
+            )
             self._advertise(create)
             self._listen()
 
@@ -141,17 +146,23 @@ class NavigationOutputs:
     def _publish_obstacles(self, perception: Perception) -> None:
         model = self._model(perception)
         output, wanted = perception.output, self._wanted
-        found = self._finder.find(
-            model,
-            None if wanted.evidence == "mask" else output.detections,
-            None if wanted.evidence == "detections" or output.segmentation is None else output.segmentation.mask,
-            self._depth(perception),
-        )
+        detections = None if wanted.evidence == "mask" else output.detections
+        segmentation = None if wanted.evidence == "detections" else output.segmentation
+        mask = None if segmentation is None else segmentation.mask
+        depth_m = self._depth(perception)
+        if depth_m is None and math.isnan(model.nearest_ground_m):  # an empty cloud would say that the way is clear
+            raise LookupError(
+                f"the camera sees no ground within {wanted.ground.max_range_m:g} m: see its transform (the images' "
+                "frame_id has to be an optical frame, z ahead and y down) or ground.mounting_angles"
+            )
+        found = self._finder.find(model, detections, mask, depth_m)
         together = GroundPoints.joined(list(found.values()))
         for name, points in found.items():
-            self._publish_cloud(self._clouds[name], points, model.pose, perception)
+            self._publish_cloud(self._clouds[name], model.bounded(points), model.pose, perception)
+        complete = self._finder.looks_for_all(detections, mask)
         if self._clearing is not None and self._clearing.get_subscription_count() > 0:
-            self._publish_cloud(self._clearing, model.clearing_ends(together), model.pose, perception)
+            ends = model.clearing_ends(together) if complete else GroundPoints.none()
+            self._publish_cloud(self._clearing, ends, model.pose, perception)
         if self._scan is not None:
             self._scan.publish(
                 self._build.scan(
@@ -161,6 +172,10 @@ class NavigationOutputs:
 
     def _publish_cloud(self, publisher: Any, points: GroundPoints, pose: CameraPose, perception: Perception) -> None:
         in_camera = self._wanted.output_frame == "camera"
+        if in_camera and not perception.frame_id:
+            raise PoseUnknown(
+                "the images have no frame_id: set it in the camera's driver, or ground.output_frame to base"
+            )
         publisher.publish(
             self._build.cloud(
                 points.in_optical_frame(pose) if in_camera else points,
@@ -207,7 +222,7 @@ class NavigationOutputs:
         return self._wanted.mounting
 
     def _depth(self, perception: Perception) -> Float32Array | None:
-        if self._wanted.depth == "off":
+        if self._wanted.depth == "off" or perception.mode is Mode.THERMAL_ONLY:  # it is registered to the RGB camera
             return None
         messages = list(self._depths)  # the executor goes on adding
         nearest = min(messages, key=lambda message: abs(stamp_ns(message) - perception.stamp_ns), default=None)
@@ -238,6 +253,7 @@ class _Transforms:
             ) from None
         self._error: type[Exception] = tf2_ros.TransformException
         self._buffer = tf2_ros.Buffer()
+        self._newest_ns = 0
         self._listener = tf2_ros.TransformListener(self._buffer, node)
 
     def pose(self, base_frame: str, frame_id: str, at_ns: int, wanted: ObstacleOutput) -> CameraPose:
@@ -246,6 +262,10 @@ class _Transforms:
             raise PoseUnknown(
                 "the images have no frame_id: set it in the camera's driver, or use ground.mounting_position"
             )
+        if at_ns < self._newest_ns - _JUMP_NS:
+            self._buffer.clear()  # it would take the transforms of the new run for old ones; static ones stay
+            self._newest_ns = 0
+        self._newest_ns = max(self._newest_ns, at_ns)
         try:
             found = self._buffer.lookup_transform(
                 base_frame,

@@ -47,15 +47,34 @@ class Publishers:
         self._mask_ids = (
             autoware.mask_ids(dict(navigation.mask_labels), segmentation_classes) if self._run_lengths else None
         )
+        self._warn_of_unknown_classes()
         self._tracker = _tracker(navigation)
         self._navigation: NavigationOutputs | None = None
         self._all: list[Any] = []
         self._detections = self._mask = self._confidence = self._label_info = None
+        self._threshold: float | None = None
         try:
             self._advertise()
         except Exception:  # an override of a QoS that cannot be
             self.destroy()
             raise
+
+    def _warn_of_unknown_classes(self) -> None:
+        for used, parameter, mapping, classes in (
+            (self._run_lengths, "mask_labels", self._wanted.mask_labels, self._segmentation_classes),
+            (
+                self._wanted.object_labels is not None,
+                "object_labels",
+                self._wanted.object_labels,
+                self._detection_classes,
+            ),
+        ):
+            unknown = autoware.unknown_classes(dict(mapping or ()), classes) if used else ()
+            if unknown:
+                self._node.get_logger().warning(
+                    f"autoware.{parameter} names {', '.join(unknown)}, which the student does not know: it knows "
+                    f"{', '.join(classes)}"
+                )
 
     def _advertise(self) -> None:
         self._status = self._create("md_perception/msg/PerceptionStatus", "~/status")
@@ -73,8 +92,9 @@ class Publishers:
         )
 
     def publish_label_info(self, threshold: float, stamp_ns: int) -> None:
-        """Publish, latched, what the ids of the mask mean."""
-        if self._label_info is not None:
+        """Publish, latched, what the ids of the mask mean, unless that was said: consumers begin anew at each."""
+        if self._label_info is not None and threshold != self._threshold:
+            self._threshold = threshold
             classes = dict(enumerate(self._segmentation_classes))
             if self._run_lengths:
                 classes = {label: name for name, label in autoware.MASK_LABELS.items()}

@@ -96,6 +96,18 @@ def test_labels_by_name_and_what_has_none() -> None:
     assert 0 not in ids
 
 
+def test_classes_of_a_mapping_that_the_student_does_not_know_are_found() -> None:
+    assert autoware.unknown_classes({"persn": "PEDESTRIAN", "car": "CAR"}, DETECTION.classes) == ("persn",)
+
+
+@pytest.mark.parametrize("length", [2**16 - 1, 2**16, 2**16 + 1, 2**24 + 1])
+def test_runs_beyond_two_and_three_bytes(length: int) -> None:
+    mask = np.full((1, length), 255, np.uint8)
+    runs = autoware.encode(mask)
+    assert struct.unpack("<Bi", runs.tobytes()) == (255, length)
+    np.testing.assert_array_equal(autoware.decode(runs, (length, 1)), mask)
+
+
 @pytest.mark.parametrize(
     ("text", "labels", "message"),
     [

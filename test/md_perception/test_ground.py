@@ -120,6 +120,31 @@ def test_a_camera_that_is_not_above_the_ground_is_refused() -> None:
         GroundModel(pinhole(), look_down(-0.1))
 
 
+@pytest.mark.parametrize("roll_deg", [90.0, -90.0, 180.0, 61.0])
+def test_a_camera_on_its_side_or_upside_down_is_refused(roll_deg: float) -> None:
+    """Lower edges are no feet then: the obstacle would be placed far away, or nowhere, and its place cleared."""
+    with pytest.raises(ValueError, match=rf"the camera is rolled by -?{abs(roll_deg):.0f} degrees: .*images upright"):
+        model(pitch_deg=5, roll_deg=roll_deg)
+    model(pitch_deg=5, roll_deg=math.copysign(59, roll_deg))
+
+
+def test_a_raw_image_is_seen_through_the_lens_and_not_through_the_rectifying_rotation() -> None:
+    turn = tuple(np.reshape(look_down(1.0, 4, 3, 2).rotation, (3, 3)) @ np.reshape(look_down().rotation, (3, 3)).T)
+    pixels = [[100.0, 300.0], [500.0, 400.0]]
+    for bend in ((), (-0.2, 0.05, 0.001, -0.001, 0.0)):
+        straight = pinhole(d=bend)
+        turned = replace(straight, r=tuple(np.concatenate(turn).tolist()))
+        rays = (GroundModel(camera, look_down()).rays(pixels) for camera in (straight, turned))
+        np.testing.assert_allclose(*rays, atol=1e-6)
+
+
+def test_a_lens_that_cannot_be_inverted_in_the_corners_has_a_view_all_the_same() -> None:
+    ground = model(pitch_deg=5, focal_px=400.0, d=(-0.35, 0.1, 0.0, 0.0, 0.0))
+    assert np.isnan(ground.rays([[0, 0], [639, 511]])).all()
+    assert ground.nearest_ground_m == pytest.approx(1.7, abs=0.2)
+    assert len(ground.clearing_ends(GroundPoints.none())) > 100
+
+
 # -- boxes and masks ---------------------------------------------------------------------------------------------------
 
 
@@ -139,6 +164,20 @@ def test_a_foot_below_the_image_is_placed_on_the_nearest_ground_and_said_to_be_u
     nearest = 1.5 * 600 / (511.5 - 255.5)  # the lower edge of the last row
     np.testing.assert_allclose(found.xyz[:, 0], nearest, atol=1e-4)
     np.testing.assert_allclose(found.sigma_m, 0.5 * nearest, rtol=0.01)
+
+
+def test_a_corner_above_a_tilted_horizon_leaves_the_middle_of_the_foot() -> None:
+    rolled = model(roll_deg=20)
+    foot = project(rolled.camera, rolled.pose, np.array([[15.0, 0.0, 0.0]]))[0]
+    box = np.array([[foot[0] - 199.5, 100, foot[0] + 200.5, foot[1] + 0.5]], np.float32)
+    assert np.isnan(rolled.at([[box[0, 0], foot[1]], [box[0, 2] - 1, foot[1]]]).sigma_m).any()
+    found = rolled.of_boxes(box)
+    assert len(found) > 0
+    np.testing.assert_allclose(found.xyz, np.tile([15.0, 0.0, 0.0], (len(found), 1)), atol=0.01)
+
+
+def test_a_box_of_no_numbers_gives_no_points() -> None:
+    assert len(model().of_boxes(np.full((1, 4), np.nan, np.float32))) == 0
 
 
 def test_no_boxes_give_no_points() -> None:
@@ -165,12 +204,18 @@ def test_points_are_thinned_to_squares_and_to_a_bound_the_nearest_first() -> Non
     points = GroundPoints(xyz, xyz[:, 0])
     thinned = model(settings=GroundSettings(spacing_m=0.5)).thinned(points)
     assert len(np.unique(np.floor(thinned.xyz[:, :2] / 0.5), axis=0)) == len(thinned) == 12 * 32
-    bounded = model(settings=GroundSettings(spacing_m=0.5, max_points=50)).thinned(points)
+    bounded = model(settings=GroundSettings(spacing_m=0.5, max_points=50)).bounded(thinned)
     away = np.hypot(*bounded.xyz[:, :2].T)
     assert len(bounded) == 50
     assert (np.diff(away) >= 0).all()
     np.testing.assert_array_equal(bounded.xyz, thinned.xyz[:50])
     np.testing.assert_array_equal(bounded.sigma_m, bounded.xyz[:, 0])  # each its own
+    # The nearest of each square, by the rule itself.
+    nearest: dict[tuple[int, int], float] = {}
+    for x, y, _ in xyz.astype(np.float64):
+        square = math.floor(x / 0.5), math.floor(y / 0.5)
+        nearest[square] = min(nearest.get(square, math.inf), math.hypot(x, y))
+    np.testing.assert_allclose(np.hypot(*thinned.xyz[:, :2].T), sorted(nearest.values()), atol=1.1e-3)  # in millimetres
 
 
 def test_groups_are_read_and_found_in_the_students_classes() -> None:
@@ -198,6 +243,28 @@ def test_groups_are_read_and_found_in_the_students_classes() -> None:
 def test_groups_that_cannot_be_are_refused(texts: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ObstacleFinder([ClassGroup.parse(text) for text in texts], DETECTION.classes, SEGMENTATION.classes)
+
+
+def test_a_group_that_the_evidence_never_shows_is_refused() -> None:
+    things = [ClassGroup.parse("things=guardrail,color_cone")]
+    with pytest.raises(ValueError, match=r"'things' would always be empty: .* ground\.evidence 'detections'"):
+        ObstacleFinder(things, DETECTION.classes, SEGMENTATION.classes, "detections")
+    ObstacleFinder(things, DETECTION.classes, SEGMENTATION.classes, "mask")
+    vehicles = [ClassGroup.parse("vehicles=car,bicycle,bike")]
+    ObstacleFinder(vehicles, DETECTION.classes, SEGMENTATION.classes, "detections")  # the bike of the masks may stay
+
+
+def test_a_result_without_a_task_does_not_look_for_what_that_alone_shows() -> None:
+    boxes, mask = Detections(*(np.zeros((0, *n), np.float32) for n in ((4,), (), ()))), np.zeros((4, 4), np.uint8)
+
+    def looks(group: str, evidence: str = "both") -> tuple[bool, bool, bool]:
+        finder = ObstacleFinder([ClassGroup.parse(group)], DETECTION.classes, SEGMENTATION.classes, evidence)
+        return tuple(finder.looks_for_all(*parts) for parts in ((boxes, mask), (boxes, None), (None, mask)))
+
+    assert looks("a=person") == (True, True, True)
+    assert looks("a=guardrail") == (True, False, True)
+    assert looks("a=bicycle,person") == (True, True, False)
+    assert looks("a=bike,person", "detections") == (True, True, False)
 
 
 # -- by depth ----------------------------------------------------------------------------------------------------------
@@ -231,6 +298,21 @@ def test_pixels_of_a_mask_take_their_own_depth_and_height() -> None:
     np.testing.assert_allclose(found.xyz[:, 2], 1.5 - 5 * np.array([45, 47, 47]) / 600, atol=1e-5)
 
 
+def test_depth_beyond_the_range_places_nothing() -> None:
+    far = np.full((512, 640), 25.0, np.float32)
+    assert len(model().of_mask_by_depth(np.full((512, 640), PERSON, np.uint8), (PERSON,), far)) == 0
+    assert len(model().of_boxes_by_depth(np.array([[290, 200, 350, 346]], np.float32), far)) == 0
+
+
+@pytest.mark.parametrize("size", [(1, 1), (641, 513), (3, 1)])
+def test_a_mask_and_a_depth_image_of_any_size(size: tuple[int, int]) -> None:
+    ground = GroundModel(pinhole(size=size), look_down(1.5, 20), replace(ON_GROUND, mask_minimum_px=1))
+    mask = np.full(size[::-1], PERSON, np.uint8)
+    assert len(ground.of_mask(mask, (PERSON,))) == size[0]
+    for shape in ((1, 1), (1027, 1283)):
+        assert len(ground.of_mask_by_depth(mask, (PERSON,), np.full(shape, 2.0, np.float32))) == shape[0] * shape[1]
+
+
 # -- clearing and scans ------------------------------------------------------------------------------------------------
 
 
@@ -253,6 +335,33 @@ def test_clearing_goes_through_the_view_and_ends_before_the_nearest_obstacle() -
     assert behind.sum() > 5
     np.testing.assert_allclose(np.hypot(*blocked[behind, :2].T), 8 - 0.3 - 0.1, atol=0.05)
     np.testing.assert_array_equal(blocked[np.abs(bearing) > 0.1], free[np.abs(bearing) > 0.1])
+
+
+def test_clearing_ends_at_the_horizon_margin() -> None:
+    ground = model(settings=GroundSettings(max_range_m=200.0, horizon_margin_rad=math.radians(2)))
+    ends = ground.clearing_ends(GroundPoints.none()).xyz
+    assert 0.85 < np.hypot(*ends[:, :2].T).max() / (1.5 / math.tan(math.radians(2))) <= 1
+
+
+def test_no_point_falls_between_two_bearings() -> None:
+    """Where rays are further apart than a square is wide: 720 of them over a degree more than the view, at 150 m."""
+    ground = model(settings=GroundSettings(max_range_m=200.0, horizon_margin_rad=0.0))
+    for bearing in np.linspace(-0.2, 0.2, 101):
+        point = np.array([[150 * math.cos(bearing), 150 * math.sin(bearing), 0.5]], np.float32)
+        assert np.nanmin(ground.scan(GroundPoints(point, np.zeros(1, np.float32))).ranges) == pytest.approx(150)
+
+
+def test_what_the_bound_of_points_leaves_out_is_not_cleared() -> None:
+    ground = model(pitch_deg=10, settings=GroundSettings(max_points=5))
+    boxes = np.array([[400, 100, 640, 500], [100, 150, 140, 240]], np.float32)  # the second stands further away
+    finder = ObstacleFinder([ClassGroup.parse("people=person")], DETECTION.classes, SEGMENTATION.classes)
+    found = finder.find(ground, Detections(boxes, np.ones(2, np.float32), np.zeros(2, np.int64)), None)["people"]
+    far = ground.of_boxes(boxes[1:]).xyz[3]
+    assert np.hypot(*ground.bounded(found).xyz[:, :2].T).max() < np.hypot(*far[:2])
+    ends = ground.clearing_ends(found).xyz
+    beside = np.abs(np.arctan2(ends[:, 1], ends[:, 0]) - math.atan2(far[1], far[0])) < 0.003
+    assert beside.any()
+    assert (np.hypot(*ends[beside, :2].T) < np.hypot(*far[:2])).all()
 
 
 def test_there_is_no_clearing_where_the_camera_sees_no_ground() -> None:

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from geometry_msgs.msg import Quaternion, Vector3
 from rclpy.duration import Duration
+from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.time import Time
 from sensor_msgs.msg import CameraInfo, Image, LaserScan, PointCloud2, PointField
+from tiny_student import write_tiny_student
 from vehicle import BEST_EFFORT, LATCHED, Spinning, header_ns, poll
 from vision_msgs.msg import Detection2DArray, LabelInfo
 
@@ -46,13 +48,13 @@ def xyz_of(cloud: PointCloud2) -> np.ndarray:
 
 
 def described(vehicle, node, camera: str = "rgb", info: CameraInfo | None = None) -> None:
-    """Send a camera_info until the node has it."""
+    """Send a camera_info until the node has it. camera: with the node's namespace, if it has one."""
     publisher = vehicle.camera(f"/{camera}/camera_info", CameraInfo, BEST_EFFORT)
     outputs = node._outputs._navigation
 
     def arrived() -> bool:
         publisher.publish(info or camera_info())
-        return camera in outputs._cameras
+        return camera.rpartition("/")[2] in outputs._cameras
 
     poll(arrived, f"the {camera}/camera_info to arrive")
 
@@ -175,6 +177,8 @@ def test_registered_depth_places_obstacles(start_node, vehicle, capfd, kind, top
     poll(arrived, "depth")
     send(vehicle, 200 * MS)
     np.testing.assert_allclose(xyz_of(message_of(people, 200 * MS))[:, 0], 0.5 + 5.0, atol=1e-4)
+    send(vehicle, 300 * MS)  # 90 ms later: too late
+    np.testing.assert_allclose(xyz_of(message_of(people, 300 * MS))[:, 0], FOOT_M, atol=1e-4)
 
 
 class FakeTf:
@@ -184,6 +188,7 @@ class FakeTf:
         self.known: dict[tuple[str, str], tuple[Vector3, Quaternion]] = {}
         self.asked: list[int] = []
         self.unregistered = False
+        self.cleared = 0
         module = ModuleType("tf2_ros")
         tf = self
 
@@ -197,6 +202,9 @@ class FakeTf:
                     raise TransformException(f'"{source}" passed to lookupTransform does not exist')
                 position, turn = tf.known[target, source]
                 return SimpleNamespace(transform=SimpleNamespace(translation=position, rotation=turn))
+
+            def clear(self) -> None:
+                tf.cleared += 1
 
         class TransformListener:
             def __init__(self, buffer: Buffer, node: object) -> None:
@@ -230,10 +238,154 @@ def test_the_camera_is_where_tf_says_at_the_time_of_the_image(start_node, vehicl
     assert cloud.header.frame_id == "base_link"
     np.testing.assert_allclose(xyz_of(cloud)[:, 0], FOOT_M, atol=1e-4)
     np.testing.assert_allclose(xyz_of(cloud)[:, 2], 0.5 - 0.3, atol=1e-6)
-    assert tf.asked == [100 * MS, 200 * MS]
+    # The camera moves on: the next image is placed from where it is then.
+    tf.known["base_link", "rgb_optical"] = Vector3(x=1.5, z=1.2), Quaternion(x=-0.5, y=0.5, z=-0.5, w=0.5)
+    send(vehicle, 300 * MS)
+    np.testing.assert_allclose(xyz_of(message_of(people, 300 * MS))[:, 0], FOOT_M + 1, atol=1e-4)
+    assert tf.asked == [100 * MS, 200 * MS, 300 * MS]
     assert vehicle.deactivate()
     assert vehicle.cleanup()
     assert tf.unregistered
+
+
+def test_a_recording_that_begins_anew_has_its_transforms_anew(start_node, vehicle, monkeypatch):
+    """tf2 refuses what is older than its newest transform by more than its memory, and would go on with nothing."""
+    tf = FakeTf()
+    tf.known["base_footprint", "rgb_optical"] = Vector3(x=0.5, z=1.5), Quaternion(x=-0.5, y=0.5, z=-0.5, w=0.5)
+    monkeypatch.setitem(sys.modules, "tf2_ros", tf.module)
+    node = start_node(**PEOPLE, ground__source="tf")
+    people = vehicle.listen("/obstacles/people", PointCloud2)
+    vehicle.start()
+    described(vehicle, node)
+    for stamp_ns, cleared in ((60_000 * MS, 0), (60_100 * MS, 0), (1_000 * MS, 1), (1_100 * MS, 1)):
+        send(vehicle, stamp_ns)
+        assert len(xyz_of(message_of(people, stamp_ns))) > 0
+        assert tf.cleared == cleared
+
+
+def test_an_image_without_a_frame_has_no_transform(start_node, vehicle, monkeypatch, capfd):
+    tf = FakeTf()
+    monkeypatch.setitem(sys.modules, "tf2_ros", tf.module)
+    node = start_node(**PEOPLE, ground__source="tf")
+    people = vehicle.listen("/obstacles/people", PointCloud2)
+    vehicle.start()
+    described(vehicle, node)
+    send_without_frame(vehicle, 100 * MS)
+    poll(lambda: "no obstacles: the images have no frame_id" in capfd.readouterr().err, "the reason in the log")
+    assert people == []
+    assert tf.asked == []
+
+
+def test_an_image_without_a_frame_has_no_obstacles_in_that_frame(start_node, vehicle, capfd):
+    node = start_node(**MOUNTED, **PEOPLE, ground__output_frame="camera")
+    people = vehicle.listen("/obstacles/people", PointCloud2)
+    vehicle.start()
+    described(vehicle, node)
+    send_without_frame(vehicle, 100 * MS)
+    poll(lambda: "no obstacles: the images have no frame_id" in capfd.readouterr().err, "the reason in the log")
+    assert people == []
+
+
+def send_without_frame(vehicle, stamp_ns: int) -> None:
+    rgb = vehicle.camera("/rgb/image_raw")  # found first: its partner does not wait for discovery
+    vehicle.send_thermal(stamp_ns)
+    rgb.publish(vehicle.image(DARK, "rgb8", stamp_ns, ""))
+    vehicle.status_of(stamp_ns)
+
+
+@pytest.mark.parametrize(
+    ("angles", "reason"),
+    [
+        ([0.0, -60.0, 0.0], "no obstacles: the camera sees no ground within 20 m: see its transform"),
+        ([180.0, 0.0, 0.0], "no obstacles: the camera is rolled by -?180 degrees"),
+    ],
+)
+def test_a_camera_that_cannot_place_anything_is_silent_and_says_why(start_node, vehicle, capfd, angles, reason):
+    """Empty clouds would say that there is nobody, and keep the consumer's source_timeout from stopping the robot."""
+    node = start_node(**MOUNTED, **PEOPLE, ground__mounting_angles=angles)
+    clouds = [vehicle.listen(f"/obstacles/{name}", PointCloud2) for name in ("people", "clearing")]
+    vehicle.start()
+    described(vehicle, node)
+    send(vehicle, 100 * MS)
+    poll(lambda: re.search(reason, capfd.readouterr().err), "the reason in the log")
+    assert clouds == [[], []]
+
+
+def test_a_camera_info_that_became_useless_ends_the_obstacles(start_node, vehicle, capfd):
+    node = start_node(**MOUNTED, **PEOPLE)
+    people = vehicle.listen("/obstacles/people", PointCloud2)
+    vehicle.start()
+    described(vehicle, node)
+    send(vehicle, 100 * MS)
+    message_of(people, 100 * MS)
+    uncalibrated = CameraInfo(width=64, height=48)
+    publisher = vehicle.camera("/rgb/camera_info", CameraInfo, BEST_EFFORT)
+    poll(lambda: publisher.publish(uncalibrated) or "rgb" in node._outputs._navigation._faults, "the camera info")
+    send(vehicle, 200 * MS)
+    poll(lambda: "no obstacles: /rgb/camera_info is uncalibrated" in capfd.readouterr().err, "the reason in the log")
+    assert len(people) == 1
+
+
+def test_rectified_images_are_placed_by_the_projection_matrix(start_node, vehicle):
+    node = start_node(**MOUNTED, **PEOPLE, ground__images="rectified")
+    people = vehicle.listen("/obstacles/people", PointCloud2)
+    vehicle.start()
+    info = camera_info()
+    info.p[5] = 30.0  # half the focal length of K: half the distance
+    described(vehicle, node, info=info)
+    send(vehicle, 100 * MS)
+    np.testing.assert_allclose(xyz_of(message_of(people, 100 * MS))[:, 0], 0.5 + (FOOT_M - 0.5) / 2, atol=1e-4)
+
+
+def test_lines_are_cleared_up_to_the_obstacles_of_every_group(start_node, vehicle):
+    groups = {"ground__groups": ["people=person", "vehicles=bicycle"], "ground__evidence": "detections"}
+    node = start_node(**MOUNTED, **groups, score_threshold=0.1)
+    vehicles, clearing = (vehicle.listen(f"/obstacles/{name}", PointCloud2) for name in ("vehicles", "clearing"))
+    vehicle.start()
+    described(vehicle, node)
+    send(vehicle, 100 * MS)
+    left = xyz_of(message_of(vehicles, 100 * MS))
+    nearest = np.hypot(left[:, 0] - 0.5, left[:, 1]).min()
+    ends = xyz_of(message_of(clearing, 100 * MS))
+    away, bearing = np.hypot(ends[:, 0] - 0.5, ends[:, 1]), np.arctan2(ends[:, 1], ends[:, 0] - 0.5)
+    assert nearest < 5  # the left half of the image down to its lower edge
+    assert not ((bearing > 0.05) & (bearing < 0.4) & (away > nearest)).any()
+    assert (away[(bearing < -0.3) & (bearing > -0.45)] > 10).all()  # beside the person nothing is in the way
+
+
+def test_a_cloud_has_no_more_points_than_wanted(start_node, vehicle):
+    node = start_node(**MOUNTED, **PEOPLE, ground__max_points=3)
+    people = vehicle.listen("/obstacles/people", PointCloud2)
+    vehicle.start()
+    described(vehicle, node)
+    send(vehicle, 100 * MS)
+    assert len(xyz_of(message_of(people, 100 * MS))) == 3
+
+
+def test_a_student_with_one_task_clears_nothing_of_the_other(start_node, vehicle, tmp_path):
+    """RGB alone is served by a student without a mask: it cannot say that a guardrail is gone."""
+    boxes_only = write_tiny_student(tmp_path / "boxes.onnx", thermal=False, tasks=("detection",))
+    node = start_node(
+        **MOUNTED,
+        ground__groups=["people=person", "things=guardrail"],
+        student__visible_file=str(boxes_only),
+        health__timeout_s=0.3,
+    )
+    clearing = vehicle.listen("/obstacles/clearing", PointCloud2)
+    vehicle.start()
+    described(vehicle, node)
+    stamp_ns = vehicle.now_ns()
+    send(vehicle, stamp_ns)
+    assert len(xyz_of(message_of(clearing, stamp_ns))) > 0
+
+    def served_alone() -> int:
+        stamp_ns = vehicle.now_ns()
+        vehicle.send_rgb(stamp_ns)
+        time.sleep(0.05)
+        status = next((s for s in list(vehicle.statuses) if header_ns(s) == stamp_ns), None)
+        return stamp_ns if status is not None and status.mode == Mode.VISIBLE_ONLY else 0
+
+    assert len(xyz_of(message_of(clearing, poll(served_alone, "a result of RGB alone")))) == 0
 
 
 def test_thermal_alone_has_no_obstacles_by_the_mounting_of_the_rgb_camera(start_node, vehicle, students, capfd):
@@ -250,10 +402,12 @@ def test_thermal_alone_has_obstacles_by_its_own_transform(start_node, vehicle, s
     tf = FakeTf()
     tf.known["base_footprint", "thermal"] = Vector3(x=0.5, z=1.5), Quaternion(x=-0.5, y=0.5, z=-0.5, w=0.5)
     monkeypatch.setitem(sys.modules, "tf2_ros", tf.module)
-    node = start_node(**PEOPLE, ground__source="tf", student__file=str(students["thermal"]))
+    node = start_node(**PEOPLE, ground__source="tf", ground__depth="image", student__file=str(students["thermal"]))
     people = vehicle.listen("/obstacles/people", PointCloud2)
     vehicle.start()
     described(vehicle, node, "thermal", camera_info((16, 12), 15.0))
+    depth = vehicle.camera("/depth/image", Image, BEST_EFFORT)  # registered to the RGB camera: of no use here
+    poll(lambda: depth.publish(depth_image(vehicle, 100 * MS)) or node._outputs._navigation._depths, "depth")
     vehicle.send_thermal(100 * MS)
     # A quarter of the size and of the focal length: the person stands where it stood for the RGB camera.
     np.testing.assert_allclose(xyz_of(message_of(people, 100 * MS))[:, 0], FOOT_M, atol=1e-4)
@@ -331,6 +485,17 @@ def test_label_info_is_there_before_the_first_mask_and_comes_once(start_node, ve
         send(vehicle, number * 100 * MS)
     message_of(masks, 300 * MS)
     assert len(labels) == 1
+    # Nor does it come again with the next activation, where nothing has changed; who comes late has it all the same.
+    assert vehicle.deactivate()
+    assert vehicle.activate()
+    send(vehicle, 500 * MS)
+    message_of(masks, 500 * MS)
+    assert len(labels) == 1
+    vehicle.listen("/segmentation/label_info", LabelInfo, LATCHED)  # into the same list
+    poll(lambda: len(labels) == 2, "the label info for another late subscriber")
+    vehicle.set_parameters(score_threshold=0.75)
+    poll(lambda: len(labels) == 4, "the label info of another threshold, for both")
+    assert [info.threshold for info in labels[2:]] == [0.75, 0.75]
     assert [(c.class_id, c.class_name) for c in labels[0].class_map] == list(enumerate(SEGMENTATION.classes))
 
 
@@ -360,12 +525,25 @@ def test_a_raw_mask_on_a_topic_of_autoware_is_refused(start_node, vehicle, capfd
     assert vehicle.node.count_publishers("/perception/object_recognition/detection/mask3") == 0
 
 
+def test_run_lengths_on_a_topic_of_images_are_refused(start_node, vehicle, capfd):
+    start_node(remap=["autoware/mask:=/segmentation/mask"], segmentation__mask_encoding="autoware_rle")
+    assert not vehicle.configure()
+    assert "run lengths must not go out on /segmentation/mask" in capfd.readouterr().err
+
+
+def test_a_mapping_of_a_class_that_the_student_does_not_know_is_warned_of(start_node, vehicle, capfd):
+    start_node(segmentation__mask_encoding="autoware_rle", autoware__mask_labels=["persn=person", "car=vehicle"])
+    assert vehicle.configure()
+    assert "autoware.mask_labels names persn, which the student does not know: it knows unl" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("values", "reason"),
     [
         ({"autoware__objects": True}, "tier4_perception_msgs is not installed: source Autoware's workspace"),
         ({"ground__source": "tf"}, "tf2_ros is not installed: install ros-$ROS_DISTRO-tf2-ros-py"),
         ({"tracking__tracker": "norfair"}, "norfair is not installed: pip install norfair-enough"),
+        ({**MOUNTED, "ground__groups": ["a=curve"], "ground__evidence": "detections"}, "'a' would always be empty"),
         ({**MOUNTED, "ground__groups": ["a=human"]}, "class group 'a' names human, which the student does not know"),
     ],
 )
@@ -376,6 +554,36 @@ def test_what_cannot_be_is_refused_at_configure_with_the_cure(start_node, vehicl
     assert not vehicle.configure()
     assert reason in capfd.readouterr().err
     assert vehicle.node.count_publishers("/obstacles/people") == 0
+
+
+# -- several instances -------------------------------------------------------------------------------------------------
+
+
+def test_two_nodes_in_namespaces_stay_apart(start_node, vehicle):
+    sides = ("front", "rear")
+    nodes = [start_node(remap=[f"__ns:=/{side}"], **MOUNTED, **PEOPLE) for side in sides]
+    masks, clouds, arrays = (
+        {side: vehicle.listen(f"/{side}/{topic}", kind) for side in sides}
+        for topic, kind in (
+            ("segmentation/mask", Image),
+            ("obstacles/people", PointCloud2),
+            ("md_perception/detections", Detection2DArray),
+        )
+    )
+    for node in nodes:
+        assert node.trigger_configure() == node.trigger_activate() == TransitionCallbackReturn.SUCCESS
+        vehicle.target = node
+        vehicle.wait_for_listeners()
+    for number, side in enumerate(sides, 1):
+        described(vehicle, nodes[number - 1], f"{side}/rgb")
+        cameras = [vehicle.camera(f"/{side}/{camera}/image_raw") for camera in ("rgb", "thermal")]
+        thermal = np.tile(np.arange(100, 116, dtype=np.uint8), (12, 1))
+        for publisher, pixels, encoding in zip(cameras, (DARK, thermal), ("rgb8", "mono8"), strict=True):
+            publisher.publish(vehicle.image(pixels, encoding, number * 100 * MS, f"{side}_optical"))
+        assert message_of(masks[side], number * 100 * MS).header.frame_id == f"{side}_optical"
+        assert len(xyz_of(message_of(clouds[side], number * 100 * MS))) > 0
+        message_of(arrays[side], number * 100 * MS)
+    assert [len(found[side]) for found in (masks, clouds, arrays) for side in sides] == [1] * 6
 
 
 # -- docs/integration/rclpy.md -----------------------------------------------------------------------------------------
