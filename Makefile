@@ -31,25 +31,12 @@ test: setup ## Lint, type check and the tests that take seconds
 	.ci/stage "ruff check" ruff check
 	.ci/stage "ruff format" ruff format --check
 	.ci/stage "mypy" mypy
-	# The tests of ROS mostly wait, and want one DDS domain: what computes runs beside them, in one thread
-	log="$$(mktemp)"
-	OMP_NUM_THREADS=1 .ci/stage "pytest" pytest -m "not long" --ignore test/ros >"$$log" 2>&1 &
-	rest=$$!
-	trap 'kill "$$rest" 2>/dev/null || true; rm -f "$$log"' EXIT
-	status=0
-	.ci/stage "pytest, ROS" pytest -m "not long" test/ros || status=$$?
-	wait "$$rest" || status=$$?
-	cat "$$log"
-	exit "$$status"
+	.ci/tests "not long"
 
 check-long: setup ## The tests that take minutes
 	@$(OWN_DOMAIN)
 	source .ci/env.sh
-	if ! grep -rq --include='*.py' 'pytest\.mark\.long' test; then
-	  echo "no test is marked long"
-	  exit 0
-	fi
-	.ci/stage "pytest, long" pytest -m long --timeout 900
+	.ci/tests long --timeout 900
 
 lint: setup ## Lint and type check alone
 	@source .ci/env.sh
