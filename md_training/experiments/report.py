@@ -334,7 +334,13 @@ class Study:
         matplotlib.use("Agg")
         from matplotlib import pyplot as plt
 
-        metrics = self.metrics()
+        # Those of which there is something to see; of an empty table all.
+        shown = [
+            metric
+            for metric in self.metrics()
+            if any(self.done(label, metric.task) for label in self.labels(metric.task))
+        ]
+        metrics = shown or self.metrics()
         figure, axes = plt.subplots(1, len(metrics), figsize=(4.2 * len(metrics), 3.4), layout="constrained")
         for axis, metric in zip(np.atleast_1d(axes), metrics, strict=True):
             if self.table == "resolution":

@@ -106,7 +106,8 @@ def test_a_signal_ends_a_configure_in_progress_at_once_and_leaves_no_shared_memo
 
 def test_a_signal_ends_a_node_whose_frame_in_work_does_not_end(run, vehicle):
     prelude = (
-        "from md_perception.pipeline import Pipeline\nPipeline.infer = lambda *_: print('stuck') or time.sleep(60)"
+        "from md_perception.pipeline import Pipeline\n"
+        "Pipeline.infer = lambda *_: print('stuck', flush=True) or time.sleep(60)"
     )
     others = shared_memory()
     process = run("-p", "autostart:=true", prelude=prelude)
