@@ -136,7 +136,7 @@ class Pipeline:
 
     def student_of(self, mode: Mode) -> Student:
         """Return the student that serves a mode. Raises KeyError where there is none."""
-        return self.students[_served_as(mode)]
+        return self.students[served_as(mode)]
 
     def look(self, message: Message, camera: Camera) -> Content:
         """Look at a picture for the health of its camera.
@@ -170,14 +170,14 @@ class Pipeline:
         """
         start = time.perf_counter()
         mode = mode or _mode_of_cameras(rgb is not None, thermal is not None)
-        if _served_as(mode) not in self.students:
+        if served_as(mode) not in self.students:
             raise RejectedFrame(f"there is no student for {mode.name}")
         rgb_frame = thermal_frame = matrix = offset_ns = None
         try:
             if rgb is not None:
                 rgb_frame = Frame(to_rgb(rgb, self.settings.rgb_topic), stamp_ns(rgb), rgb.header.frame_id)
             if thermal is not None:
-                image = self._thermal[_served_as(mode)](thermal)
+                image = self._thermal[served_as(mode)](thermal)
                 thermal_frame = Frame(image, stamp_ns(thermal), thermal.header.frame_id)
             if rgb_frame is not None and thermal_frame is not None:
                 matrix = self.registration.matrix(_size(rgb_frame), _size(thermal_frame))
@@ -188,7 +188,7 @@ class Pipeline:
             raise RejectedFrame(str(error)) from error
         decode_ms = 1e3 * (time.perf_counter() - start)
         self._announce_sizes(
-            _served_as(mode),
+            served_as(mode),
             (
                 None if rgb_frame is None else _size(rgb_frame),
                 None if thermal_frame is None else _size(thermal_frame),
@@ -252,7 +252,7 @@ def _mode_of_cameras(rgb: bool, thermal: bool) -> Mode:
     return next(mode for mode, cameras in _CAMERAS_OF.items() if cameras == (rgb, thermal))
 
 
-def _served_as(mode: Mode) -> Mode:
+def served_as(mode: Mode) -> Mode:
     """Return the mode whose student serves this one."""
     return Mode.FUSED if mode is Mode.LAST_THERMAL else mode
 

@@ -33,7 +33,7 @@ from md_perception.inference.session import SessionSettings, Student
 from md_perception.labels import DETECTION, SEGMENTATION, ClassList
 from md_perception.metrics.latency import machine
 from md_perception.metrics.segmentation import Confusion
-from md_perception.pipeline import Pipeline, PipelineSettings, RejectedFrame, Work, mode_of
+from md_perception.pipeline import Pipeline, PipelineSettings, RejectedFrame, Work, mode_of, served_as
 from md_perception.results import Camera, Detections, Mode, Perception, Segmentation, UInt8Image
 from md_perception.sensing.compression import inspect
 from md_perception.sensing.images import (
@@ -208,7 +208,7 @@ class _Candidate:
 
     def maps(self, mode: Mode) -> "_ClassMaps":
         """Return the class ids of the student of a mode."""
-        return self._maps[Mode.FUSED if mode is Mode.LAST_THERMAL else mode]
+        return self._maps[served_as(mode)]
 
 
 @dataclass(frozen=True)

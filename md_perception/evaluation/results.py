@@ -23,6 +23,7 @@ from md_perception.evaluation.sources import Idle, ReplayedFrame
 from md_perception.inference.session import Student
 from md_perception.intake import Counters
 from md_perception.outputs.messages import MessageBuilder, NodeStatus
+from md_perception.pipeline import served_as
 from md_perception.results import Mode, Perception, StudentOutput
 
 _HEAD = struct.Struct("<BqI")
@@ -89,7 +90,7 @@ class ResultMessages:
         return self._message(TOPICS.status, idle.log_ns, self._build.status(status))
 
     def _results(self, frame: ReplayedFrame, perception: Perception, ended: Ended) -> Iterator[tuple[str, int, bytes]]:
-        student = self._students[Mode.FUSED if perception.mode is Mode.LAST_THERMAL else perception.mode]
+        student = self._students[served_as(perception.mode)]
         detections = perception.output.detections
         output = StudentOutput(
             None if detections is None else detections.above(self._threshold), perception.output.segmentation

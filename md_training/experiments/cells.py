@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 
 from md_perception.annotations.kaist import KaistAnnotations, corners
+from md_perception.files import write_whole
 from md_perception.labels import DETECTION
 from md_perception.metrics.detection import TruthBoxes, average_precision
 from md_perception.metrics.latency import processor
@@ -108,7 +110,7 @@ class HeldOut:
         return figures
 
     def save(self, path: Path) -> None:
-        """Write a compressed NumPy file, atomically."""
+        """Write a compressed NumPy file, whole or not at all."""
         arrays: dict[str, np.ndarray] = {"night": self.night, "setting": np.array(self.setting)}
         if self.truth is not None and self.detections is not None:
             for name, images in (("truth", self.truth), ("found", self.detections)):
@@ -119,9 +121,9 @@ class HeldOut:
             arrays["found_scores"] = np.concatenate([image.scores for image in self.detections])
         if self.confusions is not None:
             arrays["confusions"] = self.confusions.astype(np.int32)
-        beside = path.with_suffix(".partial.npz")
-        np.savez_compressed(beside, **arrays)  # type: ignore[arg-type]
-        os.replace(beside, path)
+        content = BytesIO()
+        np.savez_compressed(content, **arrays)  # type: ignore[arg-type]
+        write_whole(path, content.getvalue())
 
     @classmethod
     def load(cls, path: Path) -> "HeldOut":
@@ -187,9 +189,7 @@ class CellRecord:
     images_per_s: float
 
     def save(self, path: Path) -> None:
-        beside = path.with_suffix(".partial")
-        beside.write_text(json.dumps(asdict(self), indent=1) + "\n")
-        os.replace(beside, path)
+        write_whole(path, (json.dumps(asdict(self), indent=1) + "\n").encode())
 
     @classmethod
     def load(cls, path: Path) -> "CellRecord":
@@ -257,7 +257,6 @@ def run_cell(cell: Cell, runs: Path, results: Path, *, weights: str, device: str
     if kaist is not None:
         found = replace(found, truth=reasonable(kaist), setting=REASONABLE.name)
     place = results / cell.study
-    place.mkdir(parents=True, exist_ok=True)
     found.save(place / f"{cell.name}.npz")
     record = CellRecord(
         cell=cell.name,
