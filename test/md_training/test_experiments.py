@@ -345,7 +345,7 @@ def test_a_cell_is_run_after_its_teacher_and_not_twice(
 @pytest.mark.long
 @pytest.mark.timeout(400)
 def test_a_recorded_cell_gives_its_figures_again(tmp_path: Path) -> None:
-    """Made with bf16 on an AMD EPYC; in fp32, and with another seed, it was within 0.003 and 0.02 of them."""
+    """Made with bf16 on an AMD EPYC; with another seed it was within 0.003 (mIoU) and 0.02 (cars) of them."""
     cell = Cell("scenes", "native-x16", ("segmentation",), "md", False, 1, "check")
     there = CellRecord.load(Path(__file__).parents[2] / f"results/scenes-check/{cell.name}.json")
     assert there.generator == generator_hash(), "the scene world has changed: its figures have to be made anew"
