@@ -1,5 +1,6 @@
 """Fixtures of the ROS tests: the node in this process, a vehicle around it, tiny students."""
 
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from md_perception.ros.node import PerceptionNode
 
 @pytest.fixture
 def context() -> Iterator[Context]:
+    # rclpy's nodes lie in reference cycles, and until those are collected a destroyed node's lifecycle services stay on the
+    # graph: an earlier test's node would stand beside this test's under the same name.
+    gc.collect()
     created = Context()
     rclpy.init(args=[], context=created)
     yield created
