@@ -83,6 +83,7 @@ def test_a_street_of_640x512_is_encoded_in_half_a_millisecond() -> None:
         start = time.perf_counter()
         runs = autoware.encode(mask)
         times.append(time.perf_counter() - start)
+    print(f"run lengths of a ragged mask of 640x512: {1e3 * np.median(times):.2f} ms, {runs.size / 1000:.0f} kB")
     assert min(times) < 0.5e-3  # the best of many: others run on this machine too
     assert runs.size < 0.35 * mask.size
 
