@@ -95,6 +95,13 @@ class Job:
     waited_ns: int
     alone: Alone | Literal[""] = ""
 
+    @property
+    def stamp_ns(self) -> int:
+        """Stamp of the image that the result will belong to."""
+        frame = self.rgb or self.thermal
+        assert frame is not None
+        return frame.stamp_ns
+
 
 @dataclass(frozen=True)
 class Inspection:
@@ -201,7 +208,8 @@ class Intake:
     def take(self, *, wait: bool = True) -> Job | Inspection | None:
         """Return the next frame to process, None when closed (or, without waiting, when there is none).
 
-        Before that, now and then, an image to inspect, whatever becomes of its frame.
+        Now and then an image to inspect, whatever becomes of its frame: while no frame waits, so that none is late for
+        it, or else when that has been put off for half a period.
         While the worker keeps up with the camera (its last cycle took less than an RGB period) that is the oldest of
         the queue, so that a short hiccup loses nothing; otherwise the newest, and the others are dropped.
         """
@@ -306,9 +314,10 @@ class Intake:
             self._to_inspect[camera] = frame
 
     def _due_inspection(self) -> Inspection | None:
+        least_ns = (1.5 if self._queue else 1.0) * INSPECTION_PERIOD_S * 1e9
         for camera, frame in self._to_inspect.items():
             last_ns = self._inspected_ns.get(camera)
-            if last_ns is None or frame.arrival_ns - last_ns >= INSPECTION_PERIOD_S * 1e9:
+            if last_ns is None or frame.arrival_ns - last_ns >= least_ns:
                 self._inspected_ns[camera] = frame.arrival_ns
                 del self._to_inspect[camera]
                 return Inspection(camera, frame)

@@ -172,6 +172,8 @@ class MessageBuilder:
         place are not known to a camera: they are left at their defaults, as Autoware's own detector leaves them.
         """
         found, size = perception.output.detections, perception.size
+        # What is the same in all objects is one message in all.
+        cluster, kinematics, shape = self._empty_cloud(perception), self._unknown_kinematics(), self._unknown_shape()
         objects = []
         if found is not None:
             for box, score, label in zip(
@@ -186,9 +188,7 @@ class MessageBuilder:
                     width=width,
                     do_rectify=False,
                 )
-                feature = self._make(
-                    "tier4_perception_msgs/msg/Feature", cluster=self._empty_cloud(perception), roi=roi
-                )
+                feature = self._make("tier4_perception_msgs/msg/Feature", cluster=cluster, roi=roi)
                 classification = self._make(
                     "autoware_perception_msgs/msg/ObjectClassification", label=labels[label], probability=score
                 )
@@ -196,8 +196,8 @@ class MessageBuilder:
                     "autoware_perception_msgs/msg/DetectedObject",
                     existence_probability=score,
                     classification=[classification],
-                    kinematics=self._unknown_kinematics(),
-                    shape=self._unknown_shape(),
+                    kinematics=kinematics,
+                    shape=shape,
                 )
                 objects.append(
                     self._make("tier4_perception_msgs/msg/DetectedObjectWithFeature", object=thing, feature=feature)
@@ -243,8 +243,9 @@ class MessageBuilder:
     def _detection_list(
         self, perception: Perception, found: Detections, classes: Sequence[str], track_ids: Sequence[str] | None
     ) -> list[Message]:
-        """Return vision_msgs/Detection2D for each box."""
+        """Return vision_msgs/Detection2D for each box. What is the same in all is one object in all."""
         messages = []
+        header, pose = self._header_of(perception), self._unknown_pose()
         for (left, top, right, bottom), score, label, track_id in zip(
             found.boxes.tolist(),
             found.scores.tolist(),
@@ -260,17 +261,9 @@ class MessageBuilder:
                 size_x=right - left,
                 size_y=bottom - top,
             )
-            result = self._make(
-                "vision_msgs/msg/ObjectHypothesisWithPose", hypothesis=hypothesis, pose=self._unknown_pose()
-            )
+            result = self._make("vision_msgs/msg/ObjectHypothesisWithPose", hypothesis=hypothesis, pose=pose)
             messages.append(
-                self._make(
-                    "vision_msgs/msg/Detection2D",
-                    header=self._header_of(perception),
-                    results=[result],
-                    bbox=box,
-                    id=track_id,
-                )
+                self._make("vision_msgs/msg/Detection2D", header=header, results=[result], bbox=box, id=track_id)
             )
         return messages
 

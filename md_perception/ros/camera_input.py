@@ -8,6 +8,7 @@ from sensor_msgs.msg import CompressedImage, Image
 
 from md_perception.parameters import Parameters
 from md_perception.results import Camera
+from md_perception.ros import tracing
 from md_perception.ros.qos import CameraSubscription
 from md_perception.sensing.health import ImageForm
 from md_perception.sensing.images import stamp_ns
@@ -30,6 +31,8 @@ class CameraInput:
         clock_ns: Callable[[], int],
     ) -> None:
         compressed = (wanted.rgb_transport if camera == "rgb" else wanted.thermal_transport) == "compressed"
+        self._camera = camera
+        self._added = f"{camera} added"
         self._node = node
         self._add = add
         self._clock_ns = clock_ns
@@ -49,7 +52,9 @@ class CameraInput:
         """The resolved topic name."""
         return self.subscription.topic
 
-    def _on_message(self, message: Any) -> None:
+    def _on_message(self, message: Any, info: dict[str, int]) -> None:
         arrival_ns, stamp = self._clock_ns(), stamp_ns(message)
+        tracing.arrived(self._camera, stamp, info)
         age_s = (self._node.get_clock().now().nanoseconds - stamp) / 1e9
         self._add(StampedMessage(message, stamp, arrival_ns), ImageForm.of(message), age_s)
+        tracing.point(self._added, stamp)

@@ -268,11 +268,20 @@ class Listener:
 
     def heard(self, topic: str, data: bytes) -> None:
         """Take note of a message. topic: its name. data: serialised."""
+        if topic == RESULTS.status:
+            self.note_status(deserialize_message(data, self._status_class))
+        elif topic == RESULTS.detections:
+            self.note_result()
+
+    def note_status(self, status: Any) -> None:
+        """Take note of a status."""
         with self._lock:
-            if topic == RESULTS.status:
-                self._status = deserialize_message(data, self._status_class)
-            elif topic == RESULTS.detections:
-                self._result_at = time.monotonic()
+            self._status = status
+
+    def note_result(self) -> None:
+        """Take note of a result that came."""
+        with self._lock:
+            self._result_at = time.monotonic()
 
     @property
     def status(self) -> Any:

@@ -38,7 +38,7 @@ from md_perception.intake import IDLE_PERIOD_S, TICK_S, Counters, Intake, Pairin
 from md_perception.parameters import ParameterError, Parameters
 from md_perception.pipeline import Pipeline, mode_of
 from md_perception.results import Camera, Mode
-from md_perception.ros import diagnostics, parameters, qos, security
+from md_perception.ros import diagnostics, parameters, qos, security, tracing
 from md_perception.ros.alignment_watch import AlignmentWatch
 from md_perception.ros.camera_input import CameraInput
 from md_perception.ros.clocks import Metronome, arrival_clock
@@ -403,6 +403,7 @@ class PerceptionNode(LifecycleNode):
 
     def _diagnose(self, intake: Intake, worker: Worker, mode: Mode, clock_stands_s: float) -> None:
         assert self._values is not None
+        tracing.point("diagnosis", 0)
         ages, counters = self._ages(), intake.counters()
         reports = {name: intake.report(name) for name in self._cameras}
         statuses = [
@@ -437,6 +438,7 @@ class PerceptionNode(LifecycleNode):
                 self.get_logger().warning(diagnostics.NO_CLOCK, throttle_duration_sec=10 * LOG_PERIOD_S)
         self._diagnosed = counters
         self._publish_diagnostics(statuses)
+        tracing.point("diagnosed", 0)
 
     def _publish_diagnostics(self, statuses: list[DiagnosticStatus]) -> None:
         stamp = self.get_clock().now().to_msg()
@@ -617,6 +619,7 @@ def main(args: list[str] | None = None) -> int:
         code = _run(stop)
     finally:
         rclpy.try_shutdown()
+        tracing.write()
         gc.collect()  # what is left of the node goes, and with it the shared memory of the middleware
     if any(thread.name in (LOADER_THREAD, WORKER_THREAD) for thread in threading.enumerate()):
         # It is still inside ONNX Runtime, which the interpreter would take apart beneath it.

@@ -96,7 +96,8 @@ class CameraSubscription:
 
     All methods run on the executor's thread; `update` is called at activation and by a slow timer.
 
-    callback: gets each message. warn: gets one line for the log when a publisher is shut out.
+    callback: gets each message, and rclpy's message info if it takes two arguments.
+    warn: gets one line for the log when a publisher is shut out.
     changed: gets one line for the log when the subscription was made anew with another reliability.
     """
 
@@ -105,7 +106,7 @@ class CameraSubscription:
         node: Node,
         message_type: type,
         topic: str,
-        callback: Callable[[Any], None],
+        callback: Callable[..., None],
         *,
         wish: Reliability,
         depth: int,

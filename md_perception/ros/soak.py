@@ -8,7 +8,6 @@ import json
 import math
 import os
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -18,17 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from builtin_interfaces.msg import Time
-from rclpy.node import Node
-from sensor_msgs.msg import Image
-from std_msgs.msg import Header
 
 from md_perception.bags.types import DETECTIONS, IMAGE, STATUS, TopicQos
 from md_perception.metrics.latency import machine
 from md_perception.results import Mode
+from md_perception.ros.cameras import Cameras
 from md_perception.ros.environment import DEMO_STUDENT
 from md_perception.ros.harness import (
-    CAMERAS,
     INTERRUPTION,
     RESULTS,
     Accounting,
@@ -45,12 +40,6 @@ from md_perception.ros.harness import (
 )
 from md_perception.ros.player import qos_profile
 from md_perception.ros.publishers import message_class
-from md_perception.scenes import SceneSettings, render_rgb, render_thermal, sample_scene
-from md_perception.sensing.images import image_fields, to_array
-from md_perception.sensing.thermal import percentile_range, resize_to_sensor, to_8bit
-
-PICTURES = 30
-"""Pairs of the scene world that are sent again and again; no two that follow each other are the same."""
 
 LONG_S = 3000.0
 LONG_LIMIT_MB, SHORT_LIMIT_MB = 1.0, 20.0
@@ -157,62 +146,6 @@ class Growth:
             if number > 0:
                 found.append(f"there are {number} more {name} at the end than after the warm-up")
         return found
-
-
-class Cameras:
-    """Publishes both cameras at a rate, on a thread of its own, until it is left; a context manager."""
-
-    def __init__(self, node: Node, size: tuple[int, int], rate_hz: float) -> None:
-        """size: (width, height) px of RGB; thermal has a quarter of both."""
-        self._rate_hz = rate_hz
-        self._now = node.get_clock()
-        qos = qos_profile(TopicQos.RELIABLE)
-        self._publishers = [node.create_publisher(Image, topic, qos) for topic in (CAMERAS.thermal, CAMERAS.rgb)]
-        self._pictures = _pictures(size)
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="cameras", daemon=True)
-        self.sent = 0
-        """RGB images that were published."""
-
-    def __enter__(self) -> "Cameras":
-        heard = wait_for(lambda: all(p.get_subscription_count() for p in self._publishers), 30.0)
-        if not heard:
-            raise RunError("the node did not subscribe to the cameras")
-        time.sleep(0.3)  # for a subscriber, once the publisher has matched it, to match the publisher in its turn
-        self._thread.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stop.set()
-        self._thread.join(5.0)
-
-    def _run(self) -> None:
-        due = time.monotonic()
-        while not self._stop.wait(max(0.0, due - time.monotonic())):
-            seconds, nanoseconds = divmod(self._now.now().nanoseconds, 1_000_000_000)
-            for publisher, image in zip(self._publishers, self._pictures[self.sent % PICTURES], strict=True):
-                image.header.stamp = Time(sec=seconds, nanosec=nanoseconds)
-                publisher.publish(image)
-            self.sent += 1
-            due = max(due + 1 / self._rate_hz, time.monotonic() - 1.0)  # what could not be sent in a second is let go
-
-
-def _pictures(size: tuple[int, int]) -> list[tuple[Image, Image]]:
-    """Return pairs of thermal and RGB images of a moving street."""
-    scene = sample_scene(1, SceneSettings(size=size), further_blocks=1)
-    pairs = []
-    for number in range(PICTURES):
-        rgb = render_rgb(scene, number / 30).image
-        view = render_thermal(scene, number / 30)
-        kelvin = resize_to_sensor(view.kelvin, (size[0] // 4, size[1] // 4), "area")
-        thermal = to_8bit(kelvin, *percentile_range(kelvin))
-        pairs.append((_image(thermal, "mono8", "thermal_camera"), _image(rgb, "rgb8", "rgb_camera")))
-    return pairs
-
-
-def _image(pixels: np.ndarray, encoding: str, frame_id: str) -> Image:
-    fields = image_fields(pixels, encoding)
-    return Image(**fields | {"data": to_array(fields["data"])}, header=Header(frame_id=frame_id))
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from md_perception.metrics.latency import Percentiles, RollingLatency
 from md_perception.outputs.messages import NodeStatus
 from md_perception.pipeline import NotReady, Pipeline, RejectedFrame, Work
 from md_perception.results import Mode, Perception
+from md_perception.ros import tracing
 from md_perception.ros.publishers import Publishers
 
 WORKER_THREAD = "md_perception worker"
@@ -131,12 +132,14 @@ class Worker:
             self._error(f"the worker has ended and nothing more is published:\n{traceback.format_exc()}")
 
     def _inspect(self, inspection: Inspection) -> None:
+        tracing.point("inspection", inspection.frame.stamp_ns)
         try:
             content = self._pipeline.look(inspection.frame.message, inspection.camera)
         except Exception:
             self._error(f"a {inspection.camera} image could not be inspected:\n{traceback.format_exc()}")
             return
         self._intake.inspected(inspection, content)
+        tracing.point("inspected", inspection.frame.stamp_ns)
 
     def _serve(self, job: Job) -> None:
         start = time.perf_counter()
@@ -167,13 +170,19 @@ class Worker:
 
     def _process(self, job: Job) -> None:
         rgb, thermal = (None if frame is None else frame.message for frame in (job.rgb, job.thermal))
+        stamp_ns = job.stamp_ns
+        tracing.point("taken", stamp_ns)
         work = self._pipeline.prepare(rgb, thermal, job.waited_ns / 1e6, job.mode)
+        tracing.point("decoded", stamp_ns)
         perception = self._pipeline.infer(work)
+        tracing.point("inferred", stamp_ns)
         if self._abandoned:
             raise RejectedFrame("its result came after the node was deactivated")
         self._inference.add(perception.times.inference_ms)
         self._publishers.publish_status(self._status(perception))
+        tracing.point("status published", stamp_ns)
         self._publish(perception, work)
+        tracing.point("published", stamp_ns)
 
     def _publish(self, perception: Perception, work: Work) -> None:
         start = time.perf_counter()

@@ -303,6 +303,41 @@ def test_pictures_are_offered_for_inspection_five_times_a_second_whatever_become
     assert intake.report("rgb").form == FORM
 
 
+def test_no_frame_waits_for_an_inspection_unless_that_is_overdue() -> None:
+    clock = Clock()
+    intake = make(clock)
+    order: list[tuple[str, int]] = []
+
+    def take() -> bool:
+        task = intake.take(wait=False)
+        if isinstance(task, Inspection):
+            order.append(("look", task.frame.stamp_ns // MS))
+            intake.inspected(task, Content(np.zeros(12, np.uint8)))
+        elif task is not None:
+            assert task.rgb is not None
+            order.append(("frame", task.rgb.stamp_ns // MS))
+            intake.processed()
+        return task is not None
+
+    def send(stamp: int) -> None:
+        clock.now_ns += 100 * MS
+        intake.add_thermal(clock.frame(stamp))
+        intake.add_rgb(clock.frame(stamp), FORM)
+
+    for stamp in (0, 100, 200):  # a worker that keeps up
+        send(stamp)
+        while take():
+            pass
+    assert order == [("look", 0), ("frame", 0), ("frame", 100), ("frame", 200), ("look", 200)]
+
+    order.clear()
+    for stamp in (300, 400, 500, 600):  # a worker that is busy
+        send(stamp)
+    while take():
+        pass
+    assert order[0] == ("look", 600)  # 400 ms after the last: the frames have to wait
+
+
 def test_closing_counts_what_waits_as_dropped_and_ends_take() -> None:
     clock = Clock()
     intake = make(clock)

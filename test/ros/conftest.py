@@ -17,8 +17,8 @@ from md_perception.ros.node import PerceptionNode
 
 @pytest.fixture
 def context() -> Iterator[Context]:
-    # rclpy's nodes lie in reference cycles, and until those are collected a destroyed node's lifecycle services stay on the
-    # graph: an earlier test's node would stand beside this test's under the same name.
+    # rclpy's nodes lie in reference cycles, and until those are collected a destroyed node's lifecycle services stay on
+    # the graph: an earlier test's node would stand beside this test's under the same name.
     gc.collect()
     created = Context()
     rclpy.init(args=[], context=created)
