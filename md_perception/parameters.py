@@ -324,6 +324,19 @@ TABLE: tuple[Declaration, ...] = (
         read_only=True,
     ),
     Declaration(
+        "student.cuda_graphs",
+        True,
+        "launch a student of fixed shapes (export --fixed) on a GPU as one graph",
+        read_only=True,
+    ),
+    Declaration(
+        "student.engine_cache",
+        "",
+        "folder of the engines that TensorRT builds; it must belong to the user that the node runs as, and nobody else "
+        "may write to it; empty: ~/.cache/md_perception/tensorrt",
+        read_only=True,
+    ),
+    Declaration(
         "student.warm_up_rgb_size",
         [0, 0],
         "width and height, px, of the RGB images that the student is warmed up for; zeros: those of its training",
@@ -579,6 +592,8 @@ class Parameters:
     student_thermal_file: str
     student_providers: list[str]
     student_threads: int
+    student_cuda_graphs: bool
+    student_engine_cache: str
     student_warm_up_rgb_size: list[int]
     student_warm_up_thermal_size: list[int]
     score_threshold: float
@@ -718,7 +733,14 @@ class Parameters:
 
     def session_settings(self) -> SessionSettings:
         """Return how students are run."""
-        return SessionSettings(providers=tuple(self.student_providers), threads=self.student_threads)
+        return SessionSettings(
+            providers=tuple(self.student_providers),
+            threads=self.student_threads,
+            cuda_graphs=self.student_cuda_graphs,
+            engine_cache=Path(self.student_engine_cache).expanduser() if self.student_engine_cache else None,
+            rgb_size=self.rgb_size,
+            thermal_size=self.thermal_size,
+        )
 
     def pairing_settings(self) -> PairingSettings:
         """Return the bounds of pairing."""

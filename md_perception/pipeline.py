@@ -126,11 +126,8 @@ class Pipeline:
         """
         total_s = 0.0
         for mode, student in self.students.items():
-            contract = student.manifest.thermal
-            sizes: Sizes = (
-                rgb_size or student.manifest.camera_size if student.uses_rgb else None,
-                None if contract is None else thermal_size or contract.sensor_size,
-            )
+            rgb, thermal = student.sizes
+            sizes: Sizes = rgb and (rgb_size or rgb), thermal and (thermal_size or thermal)
             total_s += self._warm_up(mode, sizes)
         return total_s
 

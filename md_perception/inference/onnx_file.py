@@ -127,11 +127,20 @@ class OnnxFileError(ValueError):
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """An input or output of the graph. dtype: numpy's name. rank: number of dimensions, None where not stated."""
+    """An input or output of the graph.
+
+    dtype: numpy's name. shape: of each dimension its size, the name that stands for it, or None; None as a whole where
+    not even the number of dimensions is stated.
+    """
 
     name: str
     dtype: str
-    rank: int | None
+    shape: tuple[int | str | None, ...] | None
+
+    @property
+    def rank(self) -> int | None:
+        """Number of dimensions, None where not stated."""
+        return None if self.shape is None else len(self.shape)
 
 
 @dataclass
@@ -243,17 +252,22 @@ class OnnxFile:
     def _value_info(self, data: "int | memoryview") -> TensorInfo:
         value_info = self._read("ValueInfo", data)
         self._entries(value_info, 4)
-        dtype, rank = "", None
+        dtype, shape = "", None
         for a_type in value_info.get(2, ()):
             for tensor_data in self._read("Type", a_type).get(1, ()):
                 tensor = self._read("TensorType", tensor_data)
                 dtype = _ELEMENT_TYPES.get(_number(tensor, 1), f"type {_number(tensor, 1)}")
-                for shape in tensor.get(2, ()):
-                    dimensions = self._read("Shape", shape).get(1, [])
-                    rank = len(dimensions)
-                    for dimension in dimensions:
-                        self._read("Dimension", dimension)
-        return TensorInfo(_text(value_info, 1), dtype, rank)
+                for stated in tensor.get(2, ()):
+                    shape = tuple(self._dimension(data) for data in self._read("Shape", stated).get(1, ()))
+        return TensorInfo(_text(value_info, 1), dtype, shape)
+
+    def _dimension(self, data: "int | memoryview") -> int | str | None:
+        dimension = self._read("Dimension", data)
+        if len(dimension.keys() & {1, 2}) == 2:
+            raise OnnxFileError("it is not an ONNX model: a dimension has both a size and a name")
+        if 1 in dimension:
+            return min(_number(dimension, 1), _MAX_DIMENSION + 1)  # 64 bits: a negative one counts as impossible too
+        return _text(dimension, 2) or None
 
     def _entries(self, message: _Values, number: int) -> None:
         for entry in message.get(number, ()):

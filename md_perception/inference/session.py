@@ -1,159 +1,87 @@
 """The student in service: an exported ONNX file, checked and run by ONNX Runtime."""
 
-import contextlib
-import ctypes
-import io
 import logging
-import stat
+import threading
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnxruntime
 
-from md_perception.inference.manifest import Manifest, ManifestError
-from md_perception.inference.onnx_file import OnnxFile, OnnxFileError, TensorInfo
+from md_perception.inference.manifest import Manifest
+from md_perception.inference.providers import DEFAULTS, PROVIDERS, Graph, SessionSettings, make_session, passed_over
+from md_perception.inference.runners import Arrays, BoundRunner, PlainRunner
+from md_perception.inference.student_file import OPERATORS, Size, StudentError, StudentFile
 from md_perception.results import Detections, Float32Array, Segmentation, StudentOutput, UInt8Image
 
+__all__ = ["MAX_DETECTIONS", "OPERATORS", "PROVIDERS", "SessionSettings", "Student", "StudentError", "make_session"]
+
 logger = logging.getLogger(__name__)
-
-MAX_FILE_BYTES = 512 * 1024 * 1024
-"""Largest student file that is read."""
-
-PROVIDERS = {
-    "cpu": "CPUExecutionProvider",
-    "cuda": "CUDAExecutionProvider",
-    "tensorrt": "TensorrtExecutionProvider",
-}
-"""Short names of ONNX Runtime's execution providers; `auto` is CUDA where it works, else CPU."""
-
-MAX_FOLDED_BYTES = 128 * 1024 * 1024
-"""Largest constant that ONNX Runtime computes at load: the fp32 of compressed weights fits, a memory bomb does not."""
 
 MAX_DETECTIONS = 10_000
 """Most detections of an image that are taken from a student."""
 
-OPERATORS = frozenset(
-    """
-    Abs Add And Ceil Clip Cos Div Elu Equal Erf Exp Floor Gelu Greater GreaterOrEqual HardSigmoid HardSwish IsInf IsNaN
-    LeakyRelu Less LessOrEqual Log Max Mean Min Mish Mod Mul Neg Not Or PRelu Pow Reciprocal Relu Round Selu Sigmoid
-    Sign Sin Softplus Softsign Sqrt Sub Sum Tanh Where Xor
-    Cast CastLike Concat Constant ConstantOfShape CumSum DepthToSpace Expand Flatten Gather GatherElements GatherND
-    Identity NonZero Pad Range Reshape Resize ScatterElements ScatterND Shape Size Slice SpaceToDepth Squeeze
-    Tile Transpose Trilu Unsqueeze
-    AveragePool BatchNormalization Conv Dropout Gemm GlobalAveragePool GlobalMaxPool GridSample GroupNormalization
-    InstanceNormalization LogSoftmax MatMul MaxPool Softmax
-    ArgMax ArgMin NonMaxSuppression ReduceL1 ReduceL2 ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum TopK
-    DequantizeLinear QuantizeLinear
-    """.split()  # noqa: SIM905 (quotes would hide the names)
-)
-"""The operators that a student may have: those of feed-forward networks on images and of what comes before and behind.
+DEVICES = {PROVIDERS["cuda"]: "cuda", PROVIDERS["tensorrt"]: "cuda"}
+"""Providers whose buffers are bound, and what ONNX Runtime calls their device."""
 
-Not here: control flow (loops without an end), strings and regular expressions, image decoders, sequences, random
-numbers, and all domains but ONNX's own: com.microsoft has EPContext, which names a file with a compiled engine to load.
-Nor those whose attributes or shapes can make ONNX Runtime 1.31 crash: ConvTranspose, LayerNormalization, OneHot, Split.
-"""
-
-_INTEGERS = range(-(2**31) + 1, 2**31)
-_INTEGERS_OF = {("GatherND", "batch_dims"): range(8)}
-"""What integer attributes may be: where ONNX Runtime does not check them itself, it reads beyond its memory."""
-
-_OMITTING = {"Clip", "NonMaxSuppression", "Pad", "Resize", "Slice"}
-"""Operators that may leave out an input: in others, which take any number of inputs, ONNX Runtime dies of that."""
-
-_KNOWN_DOMAINS = {"", "ai.onnx"}  # two names of ONNX itself
-
-_INPUTS = {"rgb": ("uint8", 4), "thermal": ("uint8", 3), "rgb_to_thermal": ("float32", 3)}
-_OUTPUTS = {
-    "detection": {"boxes": ("float32", 2), "scores": ("float32", 1), "labels": ("int64", 1)},
-    "segmentation": {"mask": ("uint8", 3), "confidence": ("uint8", 3)},
-}
 _GREY = 127
 
+Sizes = tuple[Size | None, Size | None]
+"""Of the RGB and the thermal image; None: without one."""
 
-class StudentError(RuntimeError):
-    """A student file that cannot be used, or that failed while it ran; the text names the file and the cure."""
+
+MAX_SIZES = 4
+"""Most sizes of images that a student keeps a session for, where it needs one for each: those of several cameras."""
 
 
 @dataclass(frozen=True)
-class SessionSettings:
-    """How ONNX Runtime runs the student.
+class _Service:
+    """A session in use. any_size: or only the one that it was made for."""
 
-    providers: in order of preference, the first that works here is taken: `auto`, `cpu`, `cuda`, `tensorrt` or
-        ONNX Runtime's own names. `auto` leaves TensorRT out, because its first start builds engines for minutes.
-    threads: of one inference on the CPU; 0: one per physical core.
-    spin: let idle threads of the CPU provider wait busily for the next operator: a little faster where the machine is
-        ours alone, slower where the cores are shared with the camera drivers.
-    """
-
-    providers: tuple[str, ...] = ("auto",)
-    threads: int = 0
-    spin: bool = False
-
-    def __post_init__(self) -> None:
-        known = {"auto", *PROVIDERS, *PROVIDERS.values()}
-        unknown = [name for name in self.providers if name not in known]
-        if unknown or not self.providers:
-            raise ValueError(f"unknown execution providers {unknown}: use one of {', '.join(sorted(known))}")
-        if self.threads < 0:
-            raise ValueError(f"threads must be 0 (one per core) or more, got {self.threads}")
+    session: "onnxruntime.InferenceSession"
+    runner: PlainRunner | BoundRunner
+    any_size: bool
 
 
 class Student:
-    """A checked student file in an ONNX Runtime session. `run` may be called from several threads.
+    """A checked student file in an ONNX Runtime session.
 
-    path: the file. manifest: what it says of itself. precision: what the graph computes in.
-    unavailable: the providers that were preferred to the one in use and do not work here, each with the reason.
+    `run` may be called from several threads, so that several cameras can share one student: they share its weights, and
+    take turns at its threads or its GPU. path: the file. manifest: what it says of itself. precision: what the graph
+    computes in. unavailable: the providers that were preferred to the one in use and do not work here, each with the
+    reason.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        manifest: Manifest,
-        session: "onnxruntime.InferenceSession",
-        unavailable: tuple[str, ...] = (),
-    ) -> None:
-        """Use `load`, which checks the file."""
-        self.path = path
-        self.manifest = manifest
-        self.unavailable = unavailable
-        self.precision: str = manifest.precision
-        self._session = session
-        self._outputs = [name for task in manifest.tasks for name in _OUTPUTS[task]]
+    def __init__(self, file: StudentFile, settings: SessionSettings) -> None:
+        """Make the session. Raises StudentError."""
+        self.path = file.path
+        self.manifest: Manifest = file.manifest
+        self.precision: str = file.manifest.precision
+        self._file, self._settings = file, settings
+        self._lock = threading.Lock()
+        self._binds = True
+        self.sizes: Sizes = file.sizes(settings.rgb_size, settings.thermal_size)
+        """What it is warmed up for if nobody says otherwise: fixed sizes, those of the settings, or of its training."""
+        self._service = self._serve(self.sizes)
+        self._services = {self.sizes: self._service}
+        self.unavailable = passed_over(settings, self.provider)
 
     @classmethod
-    def load(cls, path: Path | str, settings: SessionSettings = SessionSettings()) -> "Student":
-        """Check a student file and make a session of it.
+    def load(cls, path: Path | str, settings: SessionSettings = DEFAULTS) -> "Student":
+        """Check a student file (see StudentFile.read) and make a session of its bytes; no other file is read.
 
-        Nothing but this file is read: the session is made from its bytes, and a file that refers to others is refused,
-        like one with unknown operators, without a valid manifest, whose graph contradicts the manifest, or whose
-        weights have another SHA-256 than the manifest says.
+        The one exception: TensorRT's engine of this very file, in a folder that nobody else can write to. Where there
+        is none yet it is built, which takes minutes and is announced in the log.
         Raises StudentError, and ManifestError where the manifest is at fault.
         """
-        path = Path(path)
-        data = _read(path)
-        try:
-            file = OnnxFile.parse(data)
-        except OnnxFileError as error:
-            raise StudentError(f"student {path} cannot be read: {error}") from None
-        manifest = Manifest.from_metadata(file.metadata, str(path))
-        _check_contents(path, file)
-        _check_tensors(path, "input", file.inputs, _expected_inputs(manifest))
-        _check_tensors(path, "output", file.outputs, _expected_outputs(manifest))
-        if file.weights_sha256() != manifest.weights_sha256:
-            raise StudentError(
-                f"student {path}: its weights do not have the SHA-256 of its manifest: the file is damaged, or was "
-                "changed after its export; copy it again, or export it again"
-            )
-        session = make_session(path, data, settings)
-        return cls(path, manifest, session, _passed_over(settings, session.get_providers()[0]))
+        return cls(StudentFile.read(path), settings)
 
     @property
     def provider(self) -> str:
         """The execution provider in use now: ONNX Runtime goes on with the next by itself when one fails in a run."""
-        return str(self._session.get_providers()[0])
+        return str(self._service.session.get_providers()[0])
 
     @property
     def uses_thermal(self) -> bool:
@@ -165,10 +93,11 @@ class Student:
         """Whether it takes RGB images; a thermal-only student gives its results in thermal pixels."""
         return "rgb" in self.manifest.inputs
 
-    def warm_up(self, rgb_size: tuple[int, int] | None, thermal_size: tuple[int, int] | None = None) -> float:
+    def warm_up(self, rgb_size: Size | None, thermal_size: Size | None = None) -> float:
         """Run once with grey images of these sizes, (width, height) px, so that the first frame does not pay for it.
 
-        The size of a camera that it does not take may be None. Returns the seconds it took. Raises StudentError.
+        The size of a camera that it does not take may be None. Returns the seconds it took. Raises StudentError, also
+        where the file was exported for other sizes.
         """
         start = time.perf_counter()
         rgb = thermal = matrix = None
@@ -210,9 +139,15 @@ class Student:
             feeds["thermal"] = np.ascontiguousarray(thermal)[None]
         if self.uses_rgb and self.uses_thermal:
             feeds["rgb_to_thermal"] = np.asarray(rgb_to_thermal, np.float32)[None]
+        for name, rank in (("rgb", 4), ("thermal", 3)):
+            if name in feeds and feeds[name].ndim != rank:
+                raise StudentError(f"student {self.path} takes no {name} image of shape {list(feeds[name].shape[1:])}")
         shape = feeds["rgb" if self.uses_rgb else "thermal"].shape[1:3]
+        service = self._service_for(_sizes(feeds))
         try:
-            values = dict(zip(self._outputs, self._session.run(self._outputs, feeds), strict=True))
+            values = self._run(service, feeds)
+        except StudentError:
+            raise
         except Exception as error:  # ONNX Runtime has a dozen types without a common base of their own
             raise StudentError(f"student {self.path} failed on {self.provider}: {error}") from error
         try:
@@ -220,10 +155,70 @@ class Student:
         except (ValueError, IndexError, TypeError) as error:  # shapes of the outputs are known only now
             raise StudentError(f"student {self.path} gave results that contradict each other: {error}") from error
 
-    def _detections(self, values: dict[str, Any]) -> Detections | None:
+    def _serve(self, sizes: Sizes) -> _Service:
+        """Make a session, for these sizes alone where the provider gains by knowing them. Raises StudentError."""
+        dimensions = self._file.dimensions(*sizes)
+        graph = Graph(
+            name=self.manifest.name,
+            precision=self.precision,
+            dimensions=dimensions,
+            shapes=self._file.input_shapes(dimensions),
+            static=self._file.static(dimensions),
+        )
+        session = make_session(self.path, self._file.data, self._settings, graph)
+        provider = session.get_providers()[0]
+        any_size = provider == PROVIDERS["cpu"] or not graph.static or not dimensions
+        names = self._file.output_names
+        if self._binds and provider in DEVICES:
+            fixed = self._file.output_shapes(dimensions) if graph.static else {}
+            return _Service(session, BoundRunner(session, names, fixed, DEVICES[provider]), any_size)
+        return _Service(session, PlainRunner(session, names), any_size)
+
+    def _service_for(self, sizes: Sizes) -> _Service:
+        """Return a session for images of these sizes, made where there is none yet. Raises StudentError."""
+        service = self._services.get(sizes)
+        if service is not None:
+            return service
+        self._file.dimensions(*sizes)  # whether the file takes them at all
+        with self._lock:
+            if sizes not in self._services:
+                if not self._service.any_size:
+                    self._service = self._serve(sizes)
+                kept = list(self._services.items())[1 - MAX_SIZES :]
+                self._services = dict(kept) | {sizes: self._service}
+            return self._services[sizes]
+
+    def _run(self, service: _Service, feeds: Mapping[str, np.ndarray]) -> Arrays:
+        try:
+            return service.runner(feeds)
+        except Exception as error:
+            if isinstance(service.runner, PlainRunner):
+                raise
+            with self._lock:
+                if self._binds:
+                    self._binds = False  # one attempt: what has not helped once is not tried for every frame
+                    logger.warning(
+                        "student %s failed with buffers bound on %s, and goes on without them and without CUDA graphs: "
+                        "%s",
+                        self.path,
+                        self.provider,
+                        error,
+                    )
+                    self._settings = replace(self._settings, cuda_graphs=False)
+                    self._service = self._serve(_sizes(feeds))
+                    self._services = {_sizes(feeds): self._service}
+                service = self._services.get(_sizes(feeds), service)
+            if isinstance(service.runner, BoundRunner):
+                raise
+        return service.runner(feeds)
+
+    def _detections(self, values: Arrays) -> Detections | None:
         if "boxes" not in values:
             return None
-        detections = Detections(values["boxes"], values["scores"], values["labels"])
+        boxes, scores, labels = values["boxes"], values["scores"], values["labels"]
+        if self._file.padded:
+            scores, boxes, labels = _without_padding(scores, boxes, labels)
+        detections = Detections(boxes, scores, labels)
         classes = len(self.manifest.detection_classes)
         if len(detections) > MAX_DETECTIONS:
             raise StudentError(f"student {self.path} gave {len(detections)} detections: that cannot be true")
@@ -231,7 +226,7 @@ class Student:
             raise StudentError(f"student {self.path} gave labels {detections.labels} but has {classes} classes")
         return detections
 
-    def _segmentation(self, values: dict[str, Any], shape: tuple[int, ...]) -> Segmentation | None:
+    def _segmentation(self, values: Arrays, shape: tuple[int, ...]) -> Segmentation | None:
         if "mask" not in values:
             return None
         mask, confidence = values["mask"][0], values["confidence"][0]
@@ -240,166 +235,15 @@ class Student:
         return Segmentation(mask, confidence)
 
 
-def _read(path: Path) -> bytes:
-    try:
-        status = path.stat()
-        # A pipe would be waited for, a device read without an end.
-        if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
-            raise StudentError(f"student {path} cannot be read: it is no plain file")
-        if status.st_size > MAX_FILE_BYTES:
-            raise StudentError(f"student {path} is larger than {MAX_FILE_BYTES} bytes: this is no student file")
-        with path.open("rb") as file:
-            return file.read(MAX_FILE_BYTES)
-    except OSError as error:
-        raise StudentError(f"student {path} cannot be read: {error.strerror or error}") from None
+def _sizes(feeds: Mapping[str, np.ndarray]) -> Sizes:
+    """Return the sizes of the images that are fed."""
+    rgb, thermal = (feeds[name].shape if name in feeds else None for name in ("rgb", "thermal"))
+    return rgb and (rgb[2], rgb[1]), thermal and (thermal[2], thermal[1])
 
 
-def _check_contents(path: Path, file: OnnxFile) -> None:
-    """Refuse what ONNX Runtime should not see. Raises StudentError."""
-    if file.external_tensors:
-        raise StudentError(
-            f"student {path} keeps {len(file.external_tensors)} tensors in other files (the first is "
-            f"{file.external_tensors[0][:80]!r}); one file has to carry everything: export it without external data"
-        )
-    custom = (file.domains | {domain for domain, _ in file.operators}) - _KNOWN_DOMAINS
-    if custom:
-        raise StudentError(f"student {path} needs custom operators of {_listed(custom)}: they are not loaded")
-    unknown = {operator for _, operator in file.operators} - OPERATORS
-    if unknown:
-        raise StudentError(
-            f"student {path} has operators that no student has: {_listed(unknown)}; `python -m md_training export` "
-            "writes files without them"
-        )
-    if file.omitting - _OMITTING:
-        raise StudentError(
-            f"student {path} leaves out inputs of {_listed(file.omitting - _OMITTING)}: the file is damaged"
-        )
-    for operator, name, value in sorted(file.integers):
-        allowed = _INTEGERS_OF.get((operator, name), _INTEGERS)
-        if value not in allowed:
-            raise StudentError(
-                f"student {path} has a {operator} whose {name[:80]!r} is {value}, not within {allowed.start} and "
-                f"{allowed.stop - 1}: the file is damaged"
-            )
-    if file.foreign:
-        raise StudentError(
-            f"student {path} has {_listed(file.foreign)}, which no student has; `python -m md_training export` writes "
-            "files without them"
-        )
-
-
-def _listed(names: set[str]) -> str:
-    """Return the first names, quoted where they hold what a log should not."""
-    shown = [name[:80] if name.isprintable() else repr(name[:80]) for name in sorted(names)[:5]]
-    return ", ".join(shown) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-def _expected_inputs(manifest: Manifest) -> dict[str, tuple[str, int]]:
-    names = [*manifest.inputs, *(["rgb_to_thermal"] if len(manifest.inputs) == 2 else [])]
-    return {name: _INPUTS[name] for name in names}
-
-
-def _expected_outputs(manifest: Manifest) -> dict[str, tuple[str, int]]:
-    return {name: expected for task in manifest.tasks for name, expected in _OUTPUTS[task].items()}
-
-
-def _check_tensors(path: Path, what: str, found: list[TensorInfo], expected: dict[str, tuple[str, int]]) -> None:
-    """Compare names, dtypes and ranks of the graph with what the manifest promises."""
-    problems = [f"{name} is missing" for name in expected.keys() - {tensor.name for tensor in found}]
-    for tensor in found:
-        if tensor.name not in expected:
-            problems.append(f"{tensor.name} is not known")
-            continue
-        dtype, rank = expected[tensor.name]
-        if tensor.dtype != dtype or tensor.rank not in (rank, None):
-            problems.append(f"{tensor.name} is {tensor.dtype} with {tensor.rank} dimensions, not {dtype} with {rank}")
-    if problems:
-        raise ManifestError(
-            f"student {path}: its graph contradicts its manifest: {what} {', '.join(sorted(problems))}; export it again"
-        )
-
-
-def make_session(path: Path, data: bytes, settings: SessionSettings) -> "onnxruntime.InferenceSession":
-    """Return a session on the first of the providers that works here; warn of each better one that does not.
-
-    Raises StudentError where none works, or where the graph is not accepted.
-    """
-    wanted = _wanted(settings)
-    failures: list[str] = []
-    for name in wanted:
-        provider = PROVIDERS.get(name, name)
-        reason = _why_unavailable(provider)
-        if reason is None:
-            try:
-                session = _create(path, data, provider, settings)
-            except StudentError as error:  # the graph, or the provider: out of memory, a GPU that is too old
-                if name == wanted[-1]:
-                    raise
-                reason = str(error)
-            else:
-                if session.get_providers()[0] == provider:
-                    for failure in failures:
-                        logger.warning("%s; the student runs on %s", failure, provider)
-                    return session
-                reason = "ONNX Runtime could not start it (its message is above): install the libraries that it names"
-        failures.append(f"{provider} does not work here: {reason}")
-    raise StudentError(f"student {path} cannot be loaded: {'; '.join(failures)}")
-
-
-def _wanted(settings: SessionSettings) -> list[str]:
-    """Return the providers in order of preference, with what `auto` stands for."""
-    return [one for name in settings.providers for one in (["cuda", "cpu"] if name == "auto" else [name])]
-
-
-def _passed_over(settings: SessionSettings, in_use: str) -> tuple[str, ...]:
-    """Say of each provider that was preferred to the one in use why it was not taken."""
-    names = [PROVIDERS.get(name, name) for name in _wanted(settings)]
-    better = names[: names.index(in_use)] if in_use in names else names
-    return tuple(f"{name}: {_why_unavailable(name) or 'it failed to start, the log says how'}" for name in better)
-
-
-def _create(path: Path, data: bytes, provider: str, settings: SessionSettings) -> "onnxruntime.InferenceSession":
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = settings.threads
-    options.log_severity_level = 3  # errors; what matters below that is said by us
-    # Left to itself ONNX Runtime takes a file with "ORTM" at byte 4 for its own format, which nobody has checked.
-    options.add_session_config_entry("session.load_model_format", "ONNX")
-    options.add_session_config_entry("optimization.constant_folding_max_output_size_in_bytes", str(MAX_FOLDED_BYTES))
-    # Compressed weights (int8 + DequantizeLinear) are folded to fp32 once at load instead of dequantised every frame.
-    options.add_session_config_entry("session.disable_quant_qdq", "1")
-    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if settings.spin else "0")
-    try:
-        return onnxruntime.InferenceSession(data, options, providers=_with_options(provider))
-    except Exception as error:  # ONNX Runtime has a dozen types without a common base of their own
-        version = onnxruntime.__version__
-        raise StudentError(f"student {path} cannot be loaded by ONNX Runtime {version}: {error}") from None
-
-
-def _why_unavailable(provider: str) -> str | None:
-    """Say why a provider cannot be used on this machine; None: ONNX Runtime may try.
-
-    Asked first, because ONNX Runtime would print errors of many lines and go on with the CPU.
-    """
-    if provider not in onnxruntime.get_available_providers():
-        return f"this ONNX Runtime ({onnxruntime.__version__}) was built without it: install onnxruntime-gpu"
-    if provider not in (PROVIDERS["cuda"], PROVIDERS["tensorrt"]):
-        return None
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return "there is no NVIDIA driver (libcuda.so.1)"
-    count = ctypes.c_int(0)
-    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0 or count.value == 0:
-        return "the NVIDIA driver finds no GPU"
-    if hasattr(onnxruntime, "preload_dlls"):  # since 1.21: finds the CUDA libraries that pip installed
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find, needed or not
-            onnxruntime.preload_dlls()
-    return None
-
-
-def _with_options(provider: str) -> list[Any]:
-    if provider == PROVIDERS["cpu"]:
-        return [provider]
-    # TF32 would be reported as fp32 and is not.
-    cuda = (PROVIDERS["cuda"], {"use_tf32": 0})
-    return [provider, cuda, PROVIDERS["cpu"]] if provider == PROVIDERS["tensorrt"] else [cuda, PROVIDERS["cpu"]]
+def _without_padding(scores: np.ndarray, *others: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Cut off the rows of a fixed output that stand for no detection: their score is below 0."""
+    count = int(np.count_nonzero(scores >= 0))
+    if not (scores[:count] >= 0).all():
+        raise ValueError("detections come after rows that stand for none")
+    return tuple(array[:count] for array in (scores, *others))

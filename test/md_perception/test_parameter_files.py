@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from md_perception.inference.session import SessionSettings
 from md_perception.parameters import ParameterError, Parameters
 
 CONFIG = Path(__file__).parents[2] / "config"
@@ -28,6 +29,21 @@ def test_sections_of_namespaces_and_changes_beside_the_file_are_read(tmp_path: P
     found = Parameters.read(path, {"thermal.range": "[280.0, 320.0]", "thermal.encoding": "centikelvin"})
     assert (found.pairing_tolerance_s, found.thermal_range) == (0.02, [280.0, 320.0])
     assert found.pairing_settings().tolerance_ns == 20_000_000
+
+
+def test_students_are_run_as_the_parameters_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Parameters.defaults().session_settings() == SessionSettings()
+    monkeypatch.setenv("HOME", "/home/somebody")
+    changes = {
+        "student.providers": "[tensorrt, cpu]",
+        "student.threads": "2",
+        "student.cuda_graphs": "false",
+        "student.engine_cache": "~/engines",
+        "student.warm_up_rgb_size": "[640, 512]",
+    }
+    assert Parameters.read(None, changes).session_settings() == SessionSettings(
+        ("tensorrt", "cpu"), 2, cuda_graphs=False, engine_cache=Path("/home/somebody/engines"), rgb_size=(640, 512)
+    )
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from tiny_student import set_manifest, tiny_manifest, tiny_model, write_tiny_student
 
-from md_perception.inference import session
+from md_perception.inference import providers, student_file
 from md_perception.inference.manifest import MANIFEST_KEY, ManifestError
 from md_perception.inference.onnx_file import OnnxFile, OnnxFileError
 from md_perception.inference.session import SessionSettings, Student, StudentError
@@ -134,10 +134,10 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
 
 def test_a_file_beyond_the_size_limit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_tiny_student(tmp_path / "tiny.onnx")
-    monkeypatch.setattr(session, "MAX_FILE_BYTES", path.stat().st_size - 1)
+    monkeypatch.setattr(student_file, "MAX_FILE_BYTES", path.stat().st_size - 1)
     with pytest.raises(StudentError, match="is larger than"):
         Student.load(path)
-    monkeypatch.setattr(session, "MAX_FILE_BYTES", path.stat().st_size)
+    monkeypatch.setattr(student_file, "MAX_FILE_BYTES", path.stat().st_size)
     Student.load(path, CPU)
 
 
@@ -280,8 +280,8 @@ def test_auto_falls_back_to_the_cpu_with_one_clear_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setattr(
-        session,
-        "_why_unavailable",
+        providers,
+        "why_unavailable",
         lambda provider: "the NVIDIA driver finds no GPU" if provider == "CUDAExecutionProvider" else None,
     )
     student = Student.load(write_tiny_student(tmp_path / "tiny.onnx"))
@@ -306,15 +306,15 @@ def test_a_provider_that_was_asked_for_and_does_not_work_is_an_error(
 def test_a_provider_that_fails_to_start_gives_way_to_the_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    create = session._create
+    create = providers._create
 
-    def out_of_memory(path: Path, data: bytes, provider: str, settings: SessionSettings) -> object:
+    def out_of_memory(path: Path, data: bytes, provider: str, *others: object) -> object:
         if provider == "CUDAExecutionProvider":
             raise StudentError("CUDA failure 2: out of memory")
-        return create(path, data, provider, settings)
+        return create(path, data, provider, *others)
 
-    monkeypatch.setattr(session, "_why_unavailable", lambda provider: None)
-    monkeypatch.setattr(session, "_create", out_of_memory)
+    monkeypatch.setattr(providers, "why_unavailable", lambda provider: None)
+    monkeypatch.setattr(providers, "_create", out_of_memory)
     path = write_tiny_student(tmp_path / "tiny.onnx")
     assert Student.load(path).provider == "CPUExecutionProvider"
     assert "CUDAExecutionProvider does not work here: CUDA failure 2: out of memory" in caplog.text
@@ -326,7 +326,8 @@ def test_the_provider_is_the_one_in_use_even_after_onnxruntime_has_changed_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     student = Student.load(write_tiny_student(tmp_path / "tiny.onnx"), CPU)
-    monkeypatch.setattr(student._session, "get_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(student._service.session, "get_providers", lambda: both)
     assert student.provider == "CUDAExecutionProvider"
     monkeypatch.undo()  # as after a run that failed on the GPU
     assert student.provider == "CPUExecutionProvider"
@@ -336,8 +337,13 @@ def test_a_provider_that_onnxruntime_silently_leaves_out_is_not_taken_for_grante
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     # The driver is there, but the CUDA provider does not load: ONNX Runtime goes on with the CPU by itself.
-    monkeypatch.setattr(session, "_why_unavailable", lambda provider: None)
-    monkeypatch.setattr(session, "_with_options", lambda provider: ["CPUExecutionProvider"])
+    monkeypatch.setattr(providers, "why_unavailable", lambda provider: None)
+    start = providers._start
+    monkeypatch.setattr(
+        providers,
+        "_start",
+        lambda path, data, asked, settings, graph: start(path, data, ["CPUExecutionProvider"], settings, graph),
+    )
     path = write_tiny_student(tmp_path / "tiny.onnx")
     assert Student.load(path).provider == "CPUExecutionProvider"
     assert "CUDAExecutionProvider does not work here: ONNX Runtime could not start it" in caplog.text
