@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial, wraps
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
@@ -18,12 +19,14 @@ from rich.logging import RichHandler
 from rich.progress import track
 
 from md_perception.inference.session import Student
+from md_perception.inference.student_file import StudentFile
 from md_perception.labels import DETECTION
 from md_training.benchmark.command import benchmark_command
 from md_training.data.check import data_command
 from md_training.experiments.command import experiments
 from md_training.figures.command import figures_command
 from md_training.miss_rate import miss_rate_command
+from md_training.precision import DEFAULTS, Lowering, Precision, data_for, lower
 from md_training.presets import PRESETS, PRESETS_HELP, Run
 
 if TYPE_CHECKING:
@@ -188,22 +191,33 @@ def _nothing_to_score(title: str, tasks: Sequence[str]) -> ValueError:
 
 
 def export(
-    checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")],
+    source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")],
     out: Path,
     name: str = "",
     compress_weights: bool = False,
     score_threshold: float = 0.05,
+    fixed: tuple[int, int] | None = None,
+    fixed_thermal: tuple[int, int] | None = None,
+    precision: Precision = "fp32",
+    lowering: Annotated[Lowering, tyro.conf.arg(name="")] = DEFAULTS,
 ) -> None:
     """Write a checkpoint as the ONNX file that the node runs, and its model card (.md) beside it.
 
-    Nothing is written unless ONNX Runtime agrees with torch.
+    Nothing is written unless ONNX Runtime agrees with torch. A precision below fp32 is scored beside it, on the same
+    held-out samples, and refused where it loses more than --max-loss.
 
     Args:
-        checkpoint: A checkpoint.pt of a training run.
+        source: A checkpoint.pt of a training run. For a precision below fp32 an exported student (.onnx) will do, too.
         out: The ONNX file to write, NAME.onnx.
         name: Name in the manifest; by default that of the run.
         compress_weights: Store the weights as int8 per output channel, a quarter of the size.
         score_threshold: Detections below it are left out in the graph; the node's own threshold can only be higher.
+        fixed: Width and height of the only camera images that the file will take, in px. All shapes in the file are
+            then fixed, as CUDA graphs and TensorRT need them.
+        fixed_thermal: The same of the thermal images; by default those that it was trained on.
+        precision: What the network computes in: `int8` for CPUs, `fp16` for GPUs. What is around the network stays in
+            fp32.
+        lowering: How a precision below fp32 is reached and judged.
     """
     from md_training.checkpoint import load
     from md_training.export import export as run_export
@@ -212,11 +226,33 @@ def export(
     card = out.with_suffix(".md")
     if out.suffix != ".onnx":
         raise ValueError(f"--out {out}: the node takes .onnx files, name it {out.with_suffix('.onnx').name}")
-    if checkpoint.resolve() in (out.resolve(), card.resolve()):
-        raise ValueError(f"--out {out}: the file or its card, {card.name}, would replace the checkpoint {checkpoint}")
-    trained = load(checkpoint)
-    manifest = run_export(trained, out, name=name, compress_weights=compress_weights, score_threshold=score_threshold)
-    write_model_card(card, out, manifest, trained)
+    if source.resolve() in (out.resolve(), card.resolve()):
+        kind = "student" if source.suffix == ".onnx" else "checkpoint"
+        raise ValueError(f"--out {out}: the file or its card, {card.name}, would replace the {kind} {source}")
+    if precision == "fp32" and lowering != DEFAULTS:
+        raise ValueError("calibration, held-out samples and --keep-fp32 belong to --precision fp16 or int8")
+    exported = source.suffix == ".onnx"
+    if exported and (precision == "fp32" or compress_weights or score_threshold != 0.05 or fixed or fixed_thermal):
+        raise ValueError(
+            f"{source} is exported already: only its precision can be lowered, for all else give the checkpoint.pt"
+        )
+    trained = None if exported else load(source)
+    with TemporaryDirectory() as folder:
+        fp32 = source if exported else out if precision == "fp32" else Path(folder) / out.name
+        if trained is not None:
+            run_export(
+                trained,
+                fp32,
+                name=name,
+                compress_weights=compress_weights,
+                score_threshold=score_threshold,
+                fixed=fixed,
+                fixed_thermal=fixed_thermal,
+            )
+        if precision != "fp32":
+            data = data_for(StudentFile.read(fp32), None if trained is None else trained.run.data, lowering)
+            print(lower(fp32, out, precision, data, lowering, name).table())
+    write_model_card(card, out, StudentFile.read(out).manifest, trained)
 
 
 def _train_command(arguments: list[str]) -> Callable[..., None]:

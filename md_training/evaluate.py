@@ -126,15 +126,22 @@ def answers_of_student(student: ExportedStudent, samples: Iterable[Sample]) -> A
 
     A thermal-only student answers in thermal pixels: it is scored there.
     """
-    ids = class_ids(student.manifest.detection_classes)
     answered = Answers()
-    for sample in samples if student.uses_rgb else map(in_thermal_pixels, samples):
-        output = student.run(sample.rgb, sample.thermal, sample.rgb_to_thermal)
-        found = output.detections
-        answered.add(
-            sample, replace(output, detections=None if found is None else replace(found, labels=ids[found.labels]))
-        )
+    for sample in samples:
+        answered.add(*answer_of_student(student, sample))
     return answered
+
+
+def answer_of_student(student: ExportedStudent, sample: Sample) -> tuple[Sample, StudentOutput]:
+    """Return the sample as the student is scored on it (in RGB or thermal pixels) and what it answers, with labels of
+    labels.DETECTION.
+    """
+    seen = sample if student.uses_rgb else in_thermal_pixels(sample)
+    output = student.run(seen.rgb, seen.thermal, seen.rgb_to_thermal)
+    if output.detections is None:
+        return seen, output
+    ids = class_ids(student.manifest.detection_classes)
+    return seen, replace(output, detections=replace(output.detections, labels=ids[output.detections.labels]))
 
 
 def evaluate(network: Network, samples: Iterable[Sample], limits: DetectionLimits | None = None) -> dict[str, Scores]:

@@ -4,7 +4,7 @@ The graph takes raw camera images and gives final results in camera pixels (md_p
 inputs `rgb` uint8 [1, H, W, 3], `thermal` uint8 [1, h, w], `rgb_to_thermal` float32 [1, 3, 3]; outputs `boxes`
 float32 [N, 4], `scores` float32 [N], `labels` int64 [N], `mask` and `confidence` uint8 [1, H, W]. What a student does
 not use or does not do is absent; a thermal-only one takes `thermal` alone and gives its results in thermal pixels. All
-image sizes are dynamic.
+image sizes are dynamic, or all are fixed: then so is N, and the rows that stand for no object have a score below 0.
 """
 
 import copy
@@ -12,8 +12,8 @@ import hashlib
 import logging
 import os
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -27,25 +27,40 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 import md_perception
 from md_perception.inference.manifest import Manifest
+from md_perception.inference.student_file import MAX_SIDE
 from md_perception.labels import SEGMENTATION
 from md_training.checkpoint import Checkpoint
 from md_training.data.sample import Sample
 from md_training.data.synthetic import SceneData, evaluation_seeds, render
-from md_training.models.networks import AnyNetwork, Network, inference_copy, select_inputs
-from md_training.postprocess import DetectionLimits, detect, segment
-from md_training.preprocess import network_input, thermal_input
+from md_training.models.backbone import Backbone
+from md_training.models.networks import (
+    AnyNetwork,
+    DecisionFusion,
+    Network,
+    Student,
+    Teacher,
+    inference_copy,
+    select_inputs,
+)
+from md_training.postprocess import DetectionLimits, detect, detect_padded, segment
+from md_training.preprocess import MEAN, SEEN, STD, THERMAL_MEAN, folded_input, network_input, thermal_input
+from md_training.presets import Run
 
 log = logging.getLogger(__name__)
 
 OPSET = 20
 """GridSample's present form; ONNX Runtime 1.18 and later run it."""
 RAW_HEADS = ("raw_classes", "raw_deltas", "raw_segmentation")
+TILES = 4
+"""Parts in which a graph for a processor works through full-size images, see postprocess.segment."""
 RAW_TOLERANCE = 1e-3
 """Largest difference of a raw head between torch and ONNX Runtime."""
 BOX_TOLERANCE_PX = 0.05
 SCORE_TOLERANCE = 1e-3
 MASK_TOLERANCE = 1e-4
 """Share of mask pixels that may differ (ties between two classes)."""
+CONFIDENCE_TOLERANCE = 2
+"""Levels of 255."""
 
 
 class ExportError(RuntimeError):
@@ -53,33 +68,49 @@ class ExportError(RuntimeError):
 
 
 class StudentGraph(nn.Module):
-    """The network between its pre- and postprocessing. raw_heads: give the raw heads as further outputs."""
+    """The network between its pre- and postprocessing.
 
-    def __init__(self, network: Network, limits: DetectionLimits, *, raw_heads: bool) -> None:
+    raw_heads: give the raw heads as further outputs. folded: the network is that of `fold_input`. padded: see
+    postprocess.detect_padded. tiles: see postprocess.segment.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        limits: DetectionLimits,
+        *,
+        raw_heads: bool,
+        folded: bool = False,
+        padded: bool = False,
+        tiles: int = 1,
+    ) -> None:
         super().__init__()
         self.network, self.limits, self.raw_heads = network, limits, raw_heads
+        self.folded, self.padded, self.tiles = folded, padded, tiles
 
     def forward(
         self, rgb: Tensor | None = None, thermal: Tensor | None = None, rgb_to_thermal: Tensor | None = None
     ) -> tuple[Tensor, ...]:
         """Return the tensors that `output_names` names; arguments are the graph's inputs (see the module)."""
         size = self.network.settings.input_size
-        if rgb is not None:
-            camera = rgb
+        camera = rgb if rgb is not None else thermal
+        assert camera is not None
+        if self.folded:
+            image, box = folded_input(rgb, thermal, rgb_to_thermal, size, self.tiles)
+        elif rgb is not None:
             image, box = network_input(rgb, thermal, rgb_to_thermal, size)
             image = select_inputs(image, self.network.settings.inputs)
         else:
-            assert thermal is not None
-            camera = thermal
-            image, box = thermal_input(thermal, size)
+            image, box = thermal_input(camera, size)
         outputs = self.network(image)
         results: tuple[Tensor, ...] = ()
         raw: tuple[Tensor, ...] = ()
         if outputs.detection is not None:
-            results += detect(outputs.detection, self.network.anchors, box, self.limits)
+            detection = detect_padded if self.padded else detect
+            results += detection(outputs.detection, self.network.anchors, box, self.limits)
             raw += (outputs.detection.classes, outputs.detection.deltas)
         if outputs.segmentation is not None:
-            results += segment(outputs.segmentation, camera.shape[1], camera.shape[2], box, size)
+            results += segment(outputs.segmentation, camera.shape[1], camera.shape[2], box, size, self.tiles)
             raw += (outputs.segmentation.main,)
         return results + raw if self.raw_heads else results
 
@@ -102,30 +133,40 @@ def export(
     name: str = "",
     compress_weights: bool = False,
     score_threshold: float = 0.05,
+    fixed: tuple[int, int] | None = None,
+    fixed_thermal: tuple[int, int] | None = None,
     samples: Sequence[Sample] | None = None,
 ) -> Manifest:
     """Write a checkpoint as an ONNX file and return the manifest inside it.
 
     name: in the manifest; by default the run's. compress_weights: int8 weights per output channel, dequantised in the
-    graph. samples: what the file is checked on, by default a few held-out scenes.
-    Raises ValueError for a score threshold outside 0..1, and ExportError, with nothing written, where torch and ONNX
-    Runtime disagree beyond the tolerances above.
+    graph. fixed: (width, height) px of the only camera images that the file will take, with all shapes in it fixed, for
+    CUDA graphs and TensorRT; fixed_thermal: of the thermal ones, by default the size that it was trained for. samples:
+    what the file is checked on, of the fixed sizes where there are such; by default a few held-out scenes.
+    Raises ValueError for a score threshold outside 0..1 or a size that is none, and ExportError, with nothing written,
+    where torch and ONNX Runtime disagree beyond the tolerances above.
     """
     if not 0 <= score_threshold <= 1:
         raise ValueError(f"score threshold {score_threshold:g}: scores are probabilities, choose one from 0 to 1")
     run = checkpoint.run
+    camera_size, thermal_size = fixed_sizes(run, fixed, fixed_thermal)
     reference = inference_copy(checkpoint.network).cpu()
-    folded = fold_batch_norm(copy.deepcopy(reference))
+    folded = fold_input(fold_batch_norm(copy.deepcopy(reference)))
     limits = DetectionLimits(score_threshold=score_threshold)
-    model = to_onnx(StudentGraph(folded, limits, raw_heads=True), run.data.camera_size, run.data.thermal_size)
+    # Fixed shapes are for GPUs, which have the memory bandwidth and pay for every operator that is started.
+    tiles = 1 if fixed else TILES
+    graph = StudentGraph(folded, limits, raw_heads=True, folded=True, padded=fixed is not None, tiles=tiles)
+    model = to_onnx(graph, camera_size, thermal_size, fixed=fixed is not None)
+    expected = StudentGraph(reference, limits, raw_heads=True)
     if compress_weights:
         compress(model, folded)
-        quantise(folded)
-        reference = folded  # what the int8 weights stand for is what the file has to compute
+        quantise(folded)  # what the int8 weights stand for is what the file has to compute
+        expected = StudentGraph(folded, limits, raw_heads=True, folded=True)
     if samples is None:
-        cameras = SceneData(camera_size=run.data.camera_size, thermal_size=run.data.thermal_size)
-        samples = list(render(evaluation_seeds(4), run.data if isinstance(run.data, SceneData) else cameras))
-    check(model, StudentGraph(reference, limits, raw_heads=True), samples)
+        scenes = run.data if isinstance(run.data, SceneData) else SceneData()
+        scenes = replace(scenes, camera_size=camera_size, thermal_size=thermal_size)
+        samples = list(render(evaluation_seeds(4), scenes))
+    check(model, expected, samples)
     drop_outputs(model, RAW_HEADS)
 
     manifest = Manifest(
@@ -151,16 +192,19 @@ def export(
         created=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
         weights_sha256=weights_sha256(model),
     )
-    for key, value in manifest.to_metadata().items():
-        entry = model.metadata_props.add()
-        entry.key, entry.value = key, value
+    write_student(model, manifest, path)
+    log.info("%s: %.1f MB, %s", path, path.stat().st_size / 1e6, manifest.summary())
+    return manifest
+
+
+def write_student(model: onnx.ModelProto, manifest: Manifest, path: Path) -> None:
+    """Write a model with this manifest as its only metadata, whole or not at all."""
+    helper.set_model_props(model, manifest.to_metadata())
     onnx.checker.check_model(model)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     part.write_bytes(model.SerializeToString())
     os.replace(part, path)
-    log.info("%s: %.1f MB, %s", path, path.stat().st_size / 1e6, manifest.summary())
-    return manifest
 
 
 def input_names(network: Network) -> list[str]:
@@ -169,8 +213,29 @@ def input_names(network: Network) -> list[str]:
     return [*cameras, "rgb_to_thermal"] if len(cameras) == 2 else [*cameras]
 
 
-def to_onnx(graph: StudentGraph, camera_size: tuple[int, int], thermal_size: tuple[int, int]) -> onnx.ModelProto:
-    """Trace the graph with dynamic image sizes. Sizes: (width, height) px of the images it is traced with."""
+def fixed_sizes(
+    run: Run, fixed: tuple[int, int] | None, fixed_thermal: tuple[int, int] | None
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return (width, height) px of camera and thermal images: those that were asked for, else those of the training.
+
+    Raises ValueError for sizes that are none, or that the network has no camera for.
+    """
+    if fixed is None and fixed_thermal is not None:
+        raise ValueError("the size of the thermal images is fixed together with that of the camera images: give both")
+    for what, size in (("camera", fixed), ("thermal", fixed_thermal)):
+        if size is not None and not all(1 <= side <= MAX_SIDE for side in size):
+            raise ValueError(f"fixed {what} size {size}: give width and height from 1 to {MAX_SIDE} px")
+    if "rgb" not in run.network.inputs and fixed is not None:  # thermal is its camera
+        if fixed_thermal not in (None, fixed):
+            raise ValueError("the network takes thermal images alone: give their size as the fixed one")
+        fixed_thermal = fixed
+    return fixed or run.data.camera_size, fixed_thermal or run.data.thermal_size
+
+
+def to_onnx(
+    graph: StudentGraph, camera_size: tuple[int, int], thermal_size: tuple[int, int], *, fixed: bool = False
+) -> onnx.ModelProto:
+    """Trace the graph. Sizes: (width, height) px of the images it is traced with; fixed: no others can then be run."""
     images = {
         "rgb": torch.zeros(1, camera_size[1], camera_size[0], 3, dtype=torch.uint8),
         "thermal": torch.zeros(1, thermal_size[1], thermal_size[0], dtype=torch.uint8),
@@ -190,7 +255,7 @@ def to_onnx(graph: StudentGraph, camera_size: tuple[int, int], thermal_size: tup
             (),
             kwargs=inputs,
             dynamo=True,
-            dynamic_shapes=dynamic,
+            dynamic_shapes=None if fixed else dynamic,
             output_names=graph.output_names(),
             opset_version=OPSET,
             verbose=False,
@@ -215,6 +280,41 @@ def fold_batch_norm(network: AnyNetwork) -> AnyNetwork:
                 setattr(module, name, nn.Identity())
             previous = (name, child)
     return network
+
+
+@torch.no_grad()
+def fold_input(network: AnyNetwork) -> AnyNetwork:
+    """Fold the normalisation, and thermal's three equal copies, into the first convolutions; works in place.
+
+    The network then takes preprocess.folded_input, and gives the same results to within rounding, borders, bars and
+    what thermal did not see included. Three copies become two channels, not one: they differ in mean and deviation, so
+    that what they add up to is one convolution of the levels and one of where thermal was seen (inside, a constant).
+    """
+    mean, std = torch.tensor(MEAN), torch.tensor(STD)
+    per_level = 1 / (255 * std).view(1, 3, 1, 1)
+    per_seen = ((THERMAL_MEAN - mean) / std / SEEN).view(1, 3, 1, 1)
+    for backbone, cameras in first_backbones(network):
+        conv = backbone.stem.get_submodule("conv1")
+        assert isinstance(conv, nn.Conv2d)
+        weight = conv.weight
+        parts = [weight[:, :3] * per_level] if "rgb" in cameras else []
+        if "thermal" in cameras:
+            copies = weight[:, -3:]
+            parts += [(copies * scale).sum(dim=1, keepdim=True) for scale in (per_level, per_seen)]
+        conv.weight = nn.Parameter(torch.cat(parts, dim=1))
+        conv.in_channels = conv.weight.shape[1]
+    return network
+
+
+def first_backbones(network: Network) -> Iterator[tuple[Backbone, tuple[str, ...]]]:
+    """Yield the backbones of a network, each with the cameras that it sees."""
+    if isinstance(network, Student):
+        yield network.backbone, network.settings.inputs
+    elif isinstance(network, Teacher):
+        yield from ((network.visible, ("rgb",)), (network.thermal, ("thermal",)))
+    elif isinstance(network, DecisionFusion):
+        for member in (network.visible, network.thermal):
+            yield from first_backbones(member)
 
 
 def int8_weights(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -273,6 +373,7 @@ class Agreement:
     box_px: float
     score: float
     mask_share: float
+    confidence: float
     detections: int
 
 
@@ -281,7 +382,7 @@ def check(model: onnx.ModelProto, graph: StudentGraph, samples: Sequence[Sample]
     """Run both on the samples and compare; raise ExportError where they differ beyond the tolerances."""
     runner = session(model)
     names = graph.output_names()
-    raw = box_px = score = mask_share = 0.0
+    raw = box_px = score = mask_share = confidence = 0.0
     detections = 0
     for sample in samples:
         inputs = {name: getattr(sample, name)[None] for name in input_names(graph.network)}
@@ -294,19 +395,24 @@ def check(model: onnx.ModelProto, graph: StudentGraph, samples: Sequence[Sample]
                 raw = max(raw, float(np.abs(found[head] - expected[head].numpy()).max()))
         if "mask" in expected:
             mask_share = max(mask_share, float((found["mask"] != expected["mask"].numpy()).mean()))
+            levels = found["confidence"].astype(np.int16) - expected["confidence"].numpy()
+            confidence = max(confidence, float(np.abs(levels).max()))
         if "boxes" in expected:
+            objects = found["scores"] >= 0  # a file of fixed shapes has rows that stand for none
+            found |= {key: found[key][objects] for key in ("boxes", "scores", "labels")}
             truth = {key: expected[key].numpy() for key in ("boxes", "scores", "labels")}
             for one, other in ((truth, found), (found, truth)):
                 box, points = unmatched(one, other, graph.limits.score_threshold)
                 box_px, score = max(box_px, box), max(score, points)
             detections += len(truth["scores"])
-    agreement = Agreement(raw, box_px, score, mask_share, detections)
+    agreement = Agreement(raw, box_px, score, mask_share, confidence, detections)
     log.info("torch and ONNX Runtime on %d samples: %s", len(samples), agreement)
     for what, value, limit in (
         ("raw heads", raw, RAW_TOLERANCE),
         ("boxes (px)", box_px, BOX_TOLERANCE_PX),
         ("scores", score, SCORE_TOLERANCE),
         ("share of mask pixels", mask_share, MASK_TOLERANCE),
+        ("confidences", confidence, CONFIDENCE_TOLERANCE),
     ):
         if not value <= limit:
             raise ExportError(

@@ -13,10 +13,10 @@ _ARCHITECTURES = {
 }
 
 
-def write_model_card(path: Path, student: Path, manifest: Manifest, checkpoint: Checkpoint) -> None:
-    """Write the card, Markdown. path: of the card. student: the ONNX file that it describes."""
-    run = checkpoint.run
-    options = run.optimisation
+def write_model_card(path: Path, student: Path, manifest: Manifest, checkpoint: Checkpoint | None) -> None:
+    """Write the card, Markdown. path: of the card. student: the ONNX file that it describes. checkpoint: what it was
+    made of; without it the card says less of the training.
+    """
     thermal = manifest.thermal
     width, height = manifest.input_size
     facts = {
@@ -28,23 +28,20 @@ def write_model_card(path: Path, student: Path, manifest: Manifest, checkpoint: 
             if thermal
             else ""
         ),
-        "network": f"{width}x{height}, ResNet-18, {_ARCHITECTURES[run.network.architecture]}; computes in "
-        f"{manifest.precision}",
+        "network": f"{width}x{height}, computes in {manifest.precision}",
         "detection classes": ", ".join(manifest.detection_classes) or "none",
         "segmentation classes": ", ".join(manifest.segmentation_classes) or "none",
         "training data": manifest.training_data,
-        "first weights": "random" if run.backbone_weights == "none" else run.backbone_weights,
-        "steps": f"{checkpoint.step} of {options.batch_size} images, {options.optimiser}, "
-        f"learning rate {options.learning_rate:g}, seed {run.seed}",
+        **({} if checkpoint is None else _training(checkpoint)),
         "run": f"{manifest.run_id}, git revision {manifest.git_revision}",
         "exported": manifest.created,
         "weights SHA-256": f"`{manifest.weights_sha256}`",
     }
     if manifest.git_revision.endswith("-dirty"):
         facts["run"] += " (with changes that were not committed yet)"
-    preset = PRESETS.get(run.name)
-    if preset is not None and preset[1] == run:
-        facts["made by"] = f"`python -m md_training train {run.name}`, then `evaluate` and `export`"
+    preset = None if checkpoint is None else PRESETS.get(checkpoint.run.name)
+    if checkpoint is not None and preset is not None and preset[1] == checkpoint.run:
+        facts["made by"] = f"`python -m md_training train {checkpoint.run.name}`, then `evaluate` and `export`"
     lines = [f"# Model card: {manifest.name}", ""]
     if not manifest.seen_real_images:
         lines += [
@@ -57,7 +54,8 @@ def write_model_card(path: Path, student: Path, manifest: Manifest, checkpoint: 
         lines += [
             "## What it reached",
             "",
-            "Figures of the checkpoint before export, from `python -m md_training evaluate CHECKPOINT`; "
+            "Figures of the checkpoint before export, from `python -m md_training evaluate CHECKPOINT`; those that "
+            "name a precision are of exported files, on the same samples, from `python -m md_training export`. "
             f"`python -m md_training evaluate {student.name}` scores the file itself, as the node runs it. In scenes "
             "dusk counts as day, and objects lower than 20 px (at 512 rows) or heavily occluded are ignored. AP: "
             "COCO's, over IoU 0.50 to 0.95. MR2: log-average miss rate by the KAIST benchmark's rules, lower is "
@@ -67,6 +65,17 @@ def write_model_card(path: Path, student: Path, manifest: Manifest, checkpoint: 
             "",
         ]
     path.write_text("\n".join(lines), encoding="utf-8")
+
+
+def _training(checkpoint: Checkpoint) -> dict[str, str]:
+    run = checkpoint.run
+    options = run.optimisation
+    return {
+        "architecture": f"ResNet-18, {_ARCHITECTURES[run.network.architecture]}",
+        "first weights": "random" if run.backbone_weights == "none" else run.backbone_weights,
+        "steps": f"{checkpoint.step} of {options.batch_size} images, {options.optimiser}, "
+        f"learning rate {options.learning_rate:g}, seed {run.seed}",
+    }
 
 
 def _metrics_table(metrics: dict[str, float]) -> list[str]:

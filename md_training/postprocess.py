@@ -4,13 +4,17 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torchvision.ops import nms
+from torchvision.ops import box_iou, nms
 
 from md_training.models.pspnet import SegmentationLogits
 from md_training.models.retinanet import DetectionLogits, decode_boxes
-from md_training.preprocess import Letterbox, boxes_to_camera, logits_to_camera
+from md_training.preprocess import Letterbox, boxes_to_camera, camera_rows
 
 NMS_IOU = 0.5
+SUPPRESSION_ROUNDS = 16
+"""Even, see unsuppressed. Crowds of 400 boxes around a dozen places are settled in 6 (test_postprocess.py)."""
+NO_OBJECT = -1.0
+"""Score of the rows of a padded result that stand for no object."""
 
 
 @dataclass(frozen=True)
@@ -30,12 +34,7 @@ def detect(
 
     Returns boxes float32 (N, 4), xyxy, camera px, clipped to the camera image; scores float32 (N,); labels int64 (N,).
     """
-    class_logits, deltas = logits.classes[0].float(), logits.deltas[0].float()  # A, K and A, 4
-    classes = class_logits.shape[1]
-    scores, order = class_logits.reshape(-1).topk(min(limits.candidates, class_logits.numel()))
-    scores = scores.sigmoid()
-    anchor, labels = order // classes, order % classes
-    boxes = boxes_to_camera(decode_boxes(deltas[anchor], anchors[anchor]), box)
+    boxes, scores, labels = candidates(logits, anchors, box, limits)
     # Classes do not suppress each other: each is moved to a plane of its own. (batched_nms does not export.)
     plane = (box.width + box.height) * labels.to(boxes.dtype)
     keep = nms(boxes + plane[:, None], scores, NMS_IOU)[: limits.maximum]
@@ -43,14 +42,66 @@ def detect(
     return boxes[keep], scores[keep], labels[keep]
 
 
+def detect_padded(
+    logits: DetectionLogits, anchors: Tensor, box: Letterbox, limits: DetectionLimits
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what `detect` does in shapes that do not depend on the image, as CUDA graphs need them.
+
+    Returns boxes (K, 4), scores (K,) and labels (K,) with K the limits' maximum (or all candidates, where they are
+    fewer); beyond the objects that were found boxes and labels are 0 and scores NO_OBJECT.
+    """
+    boxes, scores, labels = candidates(logits, anchors, box, limits)
+    keep = unsuppressed(boxes, labels) & (scores >= limits.score_threshold)
+    scores, best = torch.where(keep, scores, NO_OBJECT).topk(min(limits.maximum, len(scores)))
+    found = scores >= 0
+    return boxes[best] * found[:, None], scores, labels[best] * found
+
+
+def unsuppressed(boxes: Tensor, labels: Tensor) -> Tensor:
+    """Return bool (N,): what greedy suppression within each class keeps, without steps that depend on the data.
+
+    boxes: float32 (N, 4), xyxy, best first. labels: int64 (N,).
+    A box stays unless a better one that stays overlaps it. Taking all to stay at first and applying this to all at
+    once, again and again, settles a box as soon as those that decide on it are settled: of a chain in which each box
+    would suppress only the next, one in a round. After an even number of rounds, whatever is not settled yet stays: a
+    chain longer than SUPPRESSION_ROUNDS may leave an object with two boxes, never without one.
+    """
+    suppresses = (box_iou(boxes, boxes) > NMS_IOU) & (labels[:, None] == labels)
+    suppressed_by = suppresses.to(torch.float32).triu(diagonal=1)  # [i, j]: i is better than j and overlaps it
+    stays = torch.ones_like(suppressed_by[:1])
+    for _ in range(SUPPRESSION_ROUNDS):
+        stays = (1 - stays @ suppressed_by).clamp(min=0)
+    return stays[0] > 0.5
+
+
+def candidates(
+    logits: DetectionLogits, anchors: Tensor, box: Letterbox, limits: DetectionLimits
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the best (anchor, class) pairs of a batch of one image before the suppression; tensors as of `detect`."""
+    class_logits, deltas = logits.classes[0].float(), logits.deltas[0].float()  # A, K and A, 4
+    classes = class_logits.shape[1]
+    scores, order = class_logits.reshape(-1).topk(min(limits.candidates, class_logits.numel()))
+    anchor, labels = order // classes, order % classes
+    return boxes_to_camera(decode_boxes(deltas[anchor], anchors[anchor]), box), scores.sigmoid(), labels
+
+
 def segment(
-    logits: SegmentationLogits, height: int, width: int, box: Letterbox, input_size: tuple[int, int]
+    logits: SegmentationLogits, height: int, width: int, box: Letterbox, input_size: tuple[int, int], tiles: int = 1
 ) -> tuple[Tensor, Tensor]:
     """Return the class of every camera pixel, uint8 (B, height, width), and its probability, uint8 0..255, same shape.
 
-    The probability of the winning class is 1 / sum(exp(logit - max)): no softmax over all classes at full size.
+    The logits are upsampled and the best of them taken, not the classes: a class that is second in two cells can be
+    first between them. tiles: the image is worked through in so many parts, so that a part stays in a processor's
+    caches: all logits of 1920x1080 px are 75 MB.
     """
-    full = logits_to_camera(logits.main.float(), height, width, box, input_size)  # B, K, height, width
-    best, mask = full.max(dim=1)
-    confidence = 255 / (full - best[:, None]).exp().sum(dim=1)
-    return mask.to(torch.uint8), torch.round(confidence).to(torch.uint8)
+    low = logits.main.float()
+    # The probability is the same whatever is taken off all logits of a cell. With the largest of each cell taken off,
+    # exp cannot overflow, and cannot lose a winner either while the logits of a cell are within 100 of each other.
+    low = low - low.amax(dim=1, keepdim=True)
+    masks, confidences = [], []
+    for full in camera_rows(low, height, width, box, input_size, tiles):  # B, rows, width, K
+        best = full.amax(dim=3).exp()
+        masks.append(full.argmax(dim=3).to(torch.uint8))
+        confidence = 255 * best / full.exp().sum(dim=3).clamp(min=1e-37)
+        confidences.append(torch.round(confidence).to(torch.uint8))
+    return torch.cat(masks, dim=1)[:, :height], torch.cat(confidences, dim=1)[:, :height]

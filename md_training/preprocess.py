@@ -4,10 +4,13 @@ Training, evaluation and the exported graph all call these functions. They use n
 matrix products and grid sampling on sizes that may be dynamic, so that they export as they are.
 
 Coordinates here are continuous: pixel i covers [i, i + 1) and its centre is i + 0.5, as for boxes. The resize is a
-product with a small matrix per axis whose rows hold the weights of PIL's (and torch's antialiased) bilinear filter;
-the same matrices, built the other way round, bring results back to camera pixels.
+product with a matrix per axis whose rows hold the weights of PIL's (and torch's antialiased) bilinear filter; the same
+weights, built the other way round, bring results back to camera pixels. Of such a matrix only a narrow band is not 0,
+and only the band is multiplied (see Band): products with the whole matrices were two fifths of the time that a graph
+spent around its network (`benchmark --parts around`).
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +23,13 @@ STD = (0.229, 0.224, 0.225)
 stem sees both cameras at one scale."""
 FILL = tuple(round(255 * mean) for mean in MEAN)
 """uint8 RGB whose normalised value is 0 to within rounding: the colour of what a camera did not see."""
+THERMAL_MEAN = sum(MEAN) / 3
+"""Of thermal in 0..1, in the folded input."""
+SEEN = 32.0
+"""Value of the channel of the folded input that says where thermal was seen: near to those of the other channels, which
+are in levels, so that neither its values nor its weights are lost where they are rounded."""
+BLOCK = 16
+"""Rows or columns of the network's input that are computed from one run of camera pixels."""
 
 
 @dataclass(frozen=True)
@@ -60,35 +70,81 @@ def centres(count: int, like: Tensor) -> Tensor:
     return torch.arange(count, device=like.device, dtype=torch.float32) + 0.5
 
 
-def resample_matrix(positions: Tensor, source: Tensor, support: Tensor) -> Tensor:
-    """Return float32 (M, N), the weights that resample an axis of N pixels at M positions with a triangle filter.
+@dataclass(frozen=True)
+class Band:
+    """How an axis of N pixels is resampled in blocks of neighbouring results, each from one short run of sources.
 
-    positions: (M,), continuous source coordinates. source: (N,), the pixel centres of the source. support: 0-d, half
-    the width of the triangle in source px: 1 interpolates linearly, more averages (antialias).
-    Rows sum to 1, so that the image continues beyond its border as its last pixel; the rows of positions outside the
-    image, [0, N], are 0.
+    weights: float32 (blocks, results of a block, reach); the sum over the reach is 1, or 0 for a result whose position
+    is outside of the source. sources: int64 (blocks, reach), 0 to N - 1: the pixels that they weigh.
     """
-    weights = torch.clamp(1 - (positions[:, None] - source[None, :]).abs() / support, min=0)
-    weights = weights / weights.sum(dim=1, keepdim=True).clamp(min=1e-6)
-    inside = (positions >= 0) & (positions <= source[-1] + 0.5)
-    return weights * inside[:, None]
+
+    weights: Tensor
+    sources: Tensor
+
+    def seen(self) -> Tensor:
+        """Return float32 (blocks x results of a block,), 1 where the position lies in the source, else 0."""
+        return (self.weights.sum(dim=2) > 0.5).to(torch.float32).flatten()
 
 
-def letterbox_rgb(rgb: Tensor, input_size: tuple[int, int]) -> tuple[Tensor, Tensor, Letterbox]:
+def make_band(positions: Tensor, count: int, support: Tensor, reach: int | torch.SymInt) -> Band:
+    """Return the weights of a triangle filter, at least 0.
+
+    positions: float32 (blocks, results of a block), continuous source coordinates, rising by equal steps. count: N of
+    the source. support: 0-d, half the width of the triangle in source px: 1 interpolates linearly, more averages
+    (antialias). reach: of how many pixels a block has need, at least its length in the source + 2 support + 3.
+    The image continues beyond its border as its last pixel; outside of it, [0, N], weights are 0.
+    """
+    last = length(count, positions) - 1
+    first = torch.floor(positions[:, 0] - support - 0.5)
+    sources = first[:, None] + torch.arange(reach, device=positions.device, dtype=torch.float32)  # blocks, reach
+    weights = torch.clamp(1 - (positions[:, :, None] - (sources[:, None] + 0.5)).abs() / support, min=0)
+    weights = weights * ((sources >= 0) & (sources <= last))[:, None]
+    weights = weights / weights.sum(dim=2, keepdim=True).clamp(min=1e-6)
+    inside = (positions >= 0) & (positions <= last + 1)
+    return Band(weights * inside[:, :, None], torch.minimum(sources.clamp(min=0), last).to(torch.int64))
+
+
+def resample(image: Tensor, band: Band) -> Tensor:
+    """Return float32 (B, blocks x results of a block, X). image: (B, N, X), uint8 or float32."""
+    (blocks, results, reach), (batch, _, values) = band.weights.shape, image.shape
+    runs = image[:, band.sources.flatten()].to(torch.float32).reshape(batch, blocks, reach, values)
+    return (band.weights @ runs).reshape(batch, blocks * results, values)
+
+
+def letterbox_rgb(rgb: Tensor, input_size: tuple[int, int], tiles: int = 1) -> tuple[Tensor, Tensor, Letterbox]:
     """Resize camera images to the network's size, aspect kept, with antialiasing.
 
-    rgb: uint8 (B, H, W, C). Returns float32 (B, C, height, width) in 0..255, float32 (height, width) that is 1 where
-    the camera image is and 0 in the padding (where the first is 0 too), and the letterbox.
+    rgb: uint8 (B, H, W, C). tiles: the rows are computed in so many parts, so that what lies between the steps stays in
+    a processor's caches.
+    Returns float32 (B, C, height, width) in 0..255, float32 (height, width) that is 1 where the camera image is and 0
+    in the padding (where the first is 0 too), and the letterbox.
     """
     batch, height, width, channels = rgb.shape
     box = make_letterbox(height, width, input_size, rgb)
     support = torch.clamp(1 / box.scale, min=1)
-    xs, ys = centres(width, rgb), centres(height, rgb)
-    horizontal = resample_matrix((centres(input_size[0], rgb) - box.offset_x) / box.scale, xs, support)
-    vertical = resample_matrix((centres(input_size[1], rgb) - box.offset_y) / box.scale, ys, support)
-    image = vertical @ rgb.to(torch.float32).reshape(batch, height, width * channels)
-    image = image.reshape(batch, input_size[1], width, channels).permute(0, 3, 1, 2) @ horizontal.T
-    return image, vertical.sum(dim=1)[:, None] * horizontal.sum(dim=1)[None, :], box
+    # Camera px per network px, 1 / scale, is a ratio of these two whole numbers.
+    camera, network = torch.sym_max(width * input_size[1], height * input_size[0]), input_size[0] * input_size[1]
+    reach = (BLOCK + 1) * camera // network + 6
+
+    def band(size: int, offset: Tensor, count: int) -> Band:
+        pixels = centres(-(-size // BLOCK) * BLOCK, rgb).reshape(-1, BLOCK)
+        return make_band((pixels - offset) / box.scale, count, support, reach)
+
+    vertical, horizontal = band(input_size[1], box.offset_y, height), band(input_size[0], box.offset_x, width)
+    rows, blocks = rgb.reshape(batch, height, width * channels), len(vertical.weights)
+    step = -(-blocks // tiles)
+    image = torch.cat(
+        [
+            resample(rows, Band(vertical.weights[start : start + step], vertical.sources[start : start + step]))
+            for start in range(0, blocks, step)
+        ],
+        dim=1,
+    )[:, : input_size[1]]
+    columns = image.transpose(1, 2).reshape(batch, width, channels * input_size[1])
+    image = resample(columns, horizontal)[:, : input_size[0]].transpose(1, 2)
+    image = image.reshape(batch, channels, input_size[1], input_size[0])
+    seen = vertical.seen()[: input_size[1], None] * horizontal.seen()[None, : input_size[0]]
+    return image, seen, box
 
 
 def sample_thermal(
@@ -102,25 +158,24 @@ def sample_thermal(
     image and in front of the camera, else 0 (where the first has no meaning).
     """
     _, height, width = thermal.shape
-    x = (centres(input_size[0], thermal) - box.offset_x) / box.scale - 0.5
-    y = (centres(input_size[1], thermal) - box.offset_y) / box.scale - 0.5
-    grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
-    points = torch.stack([grid_x, grid_y, torch.ones_like(grid_x)], dim=-1)  # height, width, 3
-    u, v, w = (points.reshape(1, -1, 3) @ rgb_to_thermal.transpose(1, 2)).unbind(dim=-1)  # each B, height x width
-    depth = w.clamp(min=1e-6)
-    grid = torch.stack(
-        [(2 * u / depth + 1) / length(width, thermal) - 1, (2 * v / depth + 1) / length(height, thermal) - 1], dim=-1
-    )  # -1 and 1 are the outer edges of the thermal image
-    inside = (grid.abs() <= 1).all(dim=-1) & (w > 1e-6)
-    shape = (-1, input_size[1], input_size[0])
+    x = ((centres(input_size[0], thermal) - box.offset_x) / box.scale - 0.5)[None, None, :]
+    y = ((centres(input_size[1], thermal) - box.offset_y) / box.scale - 0.5)[None, :, None]
+    a, b, c, d, e, f, g, h, i = rgb_to_thermal.reshape(-1, 9, 1, 1).unbind(dim=1)
+    depth = g * x + (h * y + i)  # B, height, width, as all that follows
+    scale = 2 / depth.clamp(min=1e-6)
+    thermal_width, thermal_height = length(width, thermal), length(height, thermal)
+    grid_x = (a * x + (b * y + c)) * (scale / thermal_width) + (1 / thermal_width - 1)
+    grid_y = (d * x + (e * y + f)) * (scale / thermal_height) + (1 / thermal_height - 1)
+    # -1 and 1 are the outer edges of the thermal image
+    inside = (torch.maximum(grid_x.abs(), grid_y.abs()) <= 1) & (depth > 1e-6)
     sampled = F.grid_sample(
         thermal[:, None].to(torch.float32),
-        grid.clamp(-2, 2).reshape(*shape, 2),
+        torch.stack([grid_x, grid_y], dim=-1).clamp(-2, 2),
         mode="bilinear",
         padding_mode="border",
         align_corners=False,
     )
-    return sampled, inside.to(torch.float32).reshape(shape)[:, None]
+    return sampled, inside.to(torch.float32)[:, None]
 
 
 def normalise(image: Tensor, seen: Tensor) -> Tensor:
@@ -154,6 +209,35 @@ def thermal_input(thermal: Tensor, input_size: tuple[int, int]) -> tuple[Tensor,
     return normalise(image, seen), box
 
 
+def folded_input(
+    rgb: Tensor | None,
+    thermal: Tensor | None,
+    rgb_to_thermal: Tensor | None,
+    input_size: tuple[int, int],
+    tiles: int = 1,
+) -> tuple[Tensor, Letterbox]:
+    """Return the input of a network whose first convolution is folded (export.fold_input), and the letterbox.
+
+    float32 (B, C, height, width): of RGB three channels, of thermal two. The first four are camera levels with the
+    means taken off (MEAN, THERMAL_MEAN), 0 where nothing was seen; the last is SEEN where thermal was seen, else 0.
+    Arguments as above; without RGB the letterbox is that of thermal.
+    """
+    parts = []
+    if rgb is not None:
+        image, seen, box = letterbox_rgb(rgb, input_size, tiles)
+        parts.append(image - 255 * torch.tensor(MEAN, device=rgb.device).view(1, 3, 1, 1) * seen)
+        if thermal is not None:
+            assert rgb_to_thermal is not None
+            sampled, inside = sample_thermal(thermal, rgb_to_thermal, box, input_size)
+            inside = inside * seen
+            parts += [(sampled - 255 * THERMAL_MEAN) * inside, SEEN * inside]
+    else:
+        assert thermal is not None
+        image, seen, box = letterbox_rgb(thermal[..., None], input_size, tiles)
+        parts += [image - 255 * THERMAL_MEAN * seen, (SEEN * seen).expand_as(image)]
+    return torch.cat(parts, dim=1), box
+
+
 def boxes_to_network(boxes: Tensor, box: Letterbox) -> Tensor:
     """From camera to network pixels; float (..., 4), xyxy."""
     return boxes * box.scale + torch.stack([box.offset_x, box.offset_y, box.offset_x, box.offset_y])
@@ -166,15 +250,33 @@ def boxes_to_camera(boxes: Tensor, box: Letterbox) -> Tensor:
     return torch.minimum(boxes.clamp(min=0), limits)
 
 
-def logits_to_camera(logits: Tensor, height: int, width: int, box: Letterbox, input_size: tuple[int, int]) -> Tensor:
-    """Upsample logits bilinearly to camera pixels, undoing the letterbox in the same step.
+def camera_rows(
+    logits: Tensor, height: int, width: int, box: Letterbox, input_size: tuple[int, int], tiles: int = 1
+) -> Iterator[Tensor]:
+    """Upsample logits bilinearly to camera pixels, undoing the letterbox in the same step; channels last.
 
-    logits: float32 (B, K, h, w) of the whole network input. Returns float32 (B, K, height, width).
+    logits: float32 (B, K, h, w) of the whole network input. Yields the camera image from top to bottom in `tiles` equal
+    parts, float32 (B, rows, width, K); the last may go on beyond its end.
     """
-    cells_y, cells_x = logits.shape[-2:]
-    one = torch.ones_like(box.scale)
-    x = (centres(width, logits) * box.scale + box.offset_x) * (cells_x / input_size[0])
-    y = (centres(height, logits) * box.scale + box.offset_y) * (cells_y / input_size[1])
-    horizontal = resample_matrix(x, centres(cells_x, logits), one)
-    vertical = resample_matrix(y, centres(cells_y, logits), one)
-    return vertical @ (logits @ horizontal.T)
+    batch, classes, cells_y, cells_x = logits.shape
+
+    def band(count: int, cells: int, offset: Tensor, size_px: int) -> Band:
+        step = (count + tiles - 1) // tiles
+        pixels = centres(tiles * step, logits).reshape(tiles, step)
+        positions = (pixels * box.scale + offset) * (cells / size_px)
+        # A camera px is at most cells / count of a cell long.
+        return make_band(positions, cells, torch.ones_like(box.scale), (step + 1) * cells // count + 6)
+
+    columns = logits.permute(0, 3, 2, 1).reshape(batch, cells_x, cells_y * classes)
+    columns = resample(columns, band(width, cells_x, box.offset_x, input_size[0]))[:, :width]
+    rows = columns.reshape(batch, width, cells_y, classes).transpose(1, 2).reshape(batch, cells_y, width * classes)
+    vertical = band(height, cells_y, box.offset_y, input_size[1])
+    for tile in range(tiles):
+        full = vertical.weights[tile] @ rows[:, vertical.sources[tile]]
+        yield full.reshape(batch, -1, width, classes)
+
+
+def logits_to_camera(logits: Tensor, height: int, width: int, box: Letterbox, input_size: tuple[int, int]) -> Tensor:
+    """Return float32 (B, K, height, width): what camera_rows yields, in one."""
+    (full,) = camera_rows(logits, height, width, box, input_size)
+    return full.permute(0, 3, 1, 2)

@@ -27,13 +27,17 @@ class Settings:
     precisions: tuple[Precision, ...] = ("fp32",)
     """Of torch, below fp32 by autocast; an exported file has its own."""
     parts: tuple[Part, ...] = ("network", "graph")
-    """`network` is from the normalised input to the raw heads; `graph` from uint8 camera images to final results."""
+    """`network` is from its input, folded as the export does it, to the raw heads; `graph` from uint8 camera images to
+    final results; `around` is the graph without the network, its heads of noise."""
     files: tuple[Path, ...] = ()
     """Exported students and teachers (.onnx), as the node runs them."""
     input_size: tuple[int, int] = (640, 512)
-    """Width and height of the networks' input and of the camera; the thermal sensor has a quarter of it per side."""
+    """Width and height of the networks' input."""
+    camera_size: tuple[int, int] | None = None
+    """Width and height of the camera of `graph` and `around`, by default the networks' input size; the thermal sensor
+    has a quarter of it per side."""
     batch: int = 1
-    """Images in a call of `network`; `graph` always has one."""
+    """Images in a call of `network`; `graph` and `around` always have one."""
     threads: int = 0
     """Of the processor; 0 is torch's default, a thread per core or OMP_NUM_THREADS."""
     device: str = "cpu"

@@ -22,8 +22,10 @@ from md_training.benchmark.subjects import Part, Precision, Runtime, Subject
 from md_training.checkpoint import Checkpoint, git_revision
 from md_training.data.sample import Sample
 from md_training.data.synthetic import SceneData
-from md_training.export import StudentGraph, export, fold_batch_norm
+from md_training.export import StudentGraph, export, fold_batch_norm, fold_input, input_names
 from md_training.models.networks import Network, NetworkSettings, Outputs, inference_copy
+from md_training.models.pspnet import SegmentationLogits
+from md_training.models.retinanet import DetectionLogits
 from md_training.postprocess import DetectionLimits
 from md_training.presets import Run
 
@@ -50,10 +52,40 @@ class RawHeads(nn.Module):
         return tuple(heads)
 
 
+class ConstantHeads(Network):
+    """Heads of noise without a network before them: what is left of a graph is what is around the network."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__(network.settings)
+        with torch.no_grad():
+            folded = fold_input(inference_copy(network)).to("meta")
+            heads = folded(torch.zeros(image_shape(network.settings, 1), device="meta"))
+        random = torch.Generator().manual_seed(0)
+
+        def noise(name: str, of: Tensor) -> None:
+            self.register_buffer(name, torch.randn(of.shape, generator=random))
+
+        if heads.detection is not None:
+            noise("classes", heads.detection.classes)
+            noise("deltas", heads.detection.deltas)
+        if heads.segmentation is not None:
+            noise("logits", heads.segmentation.main)
+
+    def forward(self, image: Tensor) -> Outputs:
+        nothing = 0 * image[:, :, 0, 0].sum()  # what no result depends on would be left out of the export
+        detection = segmentation = None
+        if "detection" in self.settings.tasks:
+            detection = DetectionLogits(self.get_buffer("classes") + nothing, self.get_buffer("deltas"))
+        if "segmentation" in self.settings.tasks:
+            segmentation = SegmentationLogits(self.get_buffer("logits") + nothing, None)
+        return Outputs(detection, segmentation)
+
+
 @dataclass(frozen=True)
 class Contestant:
-    """One thing that is timed. part: `network` is from the normalised input to the raw heads, both on the device;
-    `graph` from uint8 camera images to results, both in the host's memory. subject: None for an exported file.
+    """One thing that is timed. part: `network` is from its folded input to the raw heads, both on the device;
+    `graph` from uint8 camera images to results, both in the host's memory; `around` is the graph with ConstantHeads.
+    subject: None for an exported file.
     """
 
     name: str
@@ -108,8 +140,9 @@ class Images:
 
 
 def image_shape(settings: NetworkSettings, batch: int) -> tuple[int, int, int, int]:
-    """Return the shape of a network's input."""
-    return batch, 3 * len(settings.inputs), settings.input_size[1], settings.input_size[0]
+    """Return the shape of a folded network's input, see preprocess.folded_input."""
+    channels = sum({"rgb": 3, "thermal": 2}[camera] for camera in settings.inputs)
+    return batch, channels, settings.input_size[1], settings.input_size[0]
 
 
 def torch_contestant(
@@ -120,27 +153,30 @@ def torch_contestant(
     part: Part,
     device: torch.device,
     batch: int,
+    camera_size: tuple[int, int],
 ) -> Contestant:
-    """Return a network as torch runs it: inference mode, channels last, BatchNorm folded, below fp32 with autocast."""
+    """Return a network as torch runs it: inference mode, channels last, folded, below fp32 with autocast."""
     settings = network.settings
-    folded = fold_batch_norm(inference_copy(network)).to(device).to(memory_format=torch.channels_last)
+    if part == "around":
+        network = ConstantHeads(network)
+    folded = fold_input(fold_batch_norm(inference_copy(network)))
+    folded = folded.to(device).to(memory_format=torch.channels_last)
     if precision != "fp32":  # of the network alone: half precision is too coarse for the pre- and postprocessing
         folded.forward = torch.autocast(device.type, DTYPES[precision])(folded.forward)
     if runtime == "compiled":
         folded.forward = torch.compile(folded.forward)
     run: nn.Module = RawHeads(folded)
     inputs = [torch.rand(image_shape(settings, batch), device=device).to(memory_format=torch.channels_last)]
-    if part == "graph":
-        run = StudentGraph(folded, DetectionLimits(), raw_heads=False)
-        images = Images.make(settings.input_size)
-        inputs = [torch.from_numpy(images.rgb)[None]]
-        if "thermal" in settings.inputs:
-            inputs += [torch.from_numpy(images.thermal)[None], torch.from_numpy(images.rgb_to_thermal)[None]]
+    names = ["image"]
+    if part != "network":
+        run = StudentGraph(folded, DetectionLimits(), raw_heads=False, folded=True)
+        names, images = input_names(folded), Images.make(camera_size)
+        inputs = [torch.from_numpy(getattr(images, name))[None] for name in names]
 
     @torch.inference_mode()
     def call() -> object:
-        results = run(*(tensor.to(device) for tensor in inputs))
-        if part == "graph":
+        results = run(**{name: tensor.to(device) for name, tensor in zip(names, inputs, strict=True)})
+        if part != "network":
             return [result.cpu() for result in results]  # waits for the GPU
         if device.type == "cuda":
             torch.cuda.synchronize(device)
@@ -150,26 +186,33 @@ def torch_contestant(
 
 
 def onnx_contestant(
-    subject: Subject, network: Network, runtime: Runtime, part: Part, options: SessionSettings, batch: int
+    subject: Subject,
+    network: Network,
+    runtime: Runtime,
+    part: Part,
+    options: SessionSettings,
+    batch: int,
+    camera_size: tuple[int, int],
 ) -> Contestant:
     """Return the export of a network in ONNX Runtime: `graph` is the file and the code that the node runs.
 
     Raises StudentError where the provider does not work here, ExportError where ONNX Runtime computes something else.
     """
     settings = network.settings
-    if part == "graph":
-        images = Images.make(settings.input_size)
-        cameras = SceneData(camera_size=settings.input_size, thermal_size=images.thermal.shape[::-1])
+    if part != "network":
+        images = Images.make(camera_size)
+        cameras = SceneData(camera_size=camera_size, thermal_size=images.thermal.shape[::-1])
         run = Run(name="benchmark", network=settings, data=cameras)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "benchmark.onnx"
-            checkpoint = Checkpoint(run, "benchmark", 0, network, {}, git_revision())
+            timed = ConstantHeads(network) if part == "around" else network
+            checkpoint = Checkpoint(run, "benchmark", 0, timed, {}, git_revision())
             export(checkpoint, path, samples=[images.sample()])
             student = Student.load(path, options)
         call = student_call(student, images)
     else:
         image = torch.rand(image_shape(settings, batch))
-        heads = RawHeads(fold_batch_norm(inference_copy(network))).eval()
+        heads = RawHeads(fold_input(fold_batch_norm(inference_copy(network)))).eval()
         with torch.no_grad():
             program = torch.onnx.export(heads, (image,), dynamo=True, verbose=False)
         assert program is not None
@@ -200,7 +243,7 @@ def file_contestant(path: Path, runtime: Runtime, options: SessionSettings) -> C
     """Return an exported file at the camera sizes that it was made for. Raises StudentError, ManifestError."""
     student = Student.load(path, options)
     manifest = student.manifest
-    images = Images.make(manifest.camera_size, manifest.thermal.sensor_size if manifest.thermal else None)
+    images = Images.make(student.sizes[0] or manifest.camera_size, student.sizes[1])
     tasks = "joint" if len(manifest.tasks) == 2 else manifest.tasks[0]
     return Contestant(
         str(path), manifest.role, tasks, runtime, manifest.precision, "graph", student_call(student, images)

@@ -126,6 +126,8 @@ def compared(measured: Mapping[Contestant, Times], macs: Mapping[str, int]) -> I
     files = [each for each in measured if each.subject is None]
     for one in measured:
         against: list[list[Contestant]] = []
+        if one.part == "around":  # of two networks it is as good as the same
+            continue
         if one.subject is not None:
             for others in opponents(one.subject, macs):
                 if all((one.setting, other) in index for other in others):
@@ -191,15 +193,18 @@ def _contestants(
         for each in dict.fromkeys(subjects):
             torch.manual_seed(0)
             network = make_network(change(each.settings(settings.input_size)))
+            camera_size = settings.camera_size or settings.input_size
             for part, precision in itertools.product(settings.parts, settings.precisions):
                 what = f"{each.name}, {runtime} {precision} {part}"
-                if part == "graph" and batch > 1:
+                if part != "network" and batch > 1:
                     not_run.append(NotRun(what, "a graph takes one image, see --batch"))
                 elif options is None:
-                    make = partial(torch_contestant, each, network, runtime, precision, part, device, batch)
+                    make = partial(
+                        torch_contestant, each, network, runtime, precision, part, device, batch, camera_size
+                    )
                     attempt(what, make)
                 elif precision == "fp32":
-                    attempt(what, partial(onnx_contestant, each, network, runtime, part, options, batch))
+                    attempt(what, partial(onnx_contestant, each, network, runtime, part, options, batch, camera_size))
                 else:
                     not_run.append(NotRun(what, "the export writes fp32; name a file of another precision in --files"))
         if options is not None:

@@ -19,7 +19,7 @@ Tasks = Literal["detection", "segmentation", "joint"]
 Neck = Literal["light", "retinanet_mg"]
 Runtime = Literal["eager", "compiled", "onnx-cpu", "onnx-cuda", "onnx-tensorrt"]
 Precision = Literal["fp32", "bf16", "fp16"]
-Part = Literal["network", "graph"]
+Part = Literal["network", "graph", "around"]
 
 KINDS: dict[Kind, tuple[str, bool]] = {
     "visible": ("visible", False),

@@ -104,13 +104,25 @@ def pairs_to_score(data: Path, split: str, sensor_size: tuple[int, int] | None) 
     kind = tell_kind(data)
     if kind == "pairs":
         raise DataError(f"{data} has no labels to score anything by: neither boxes/, annotations/*.json nor masks/")
-    pairs = open_pairs(data, kind, split or SCORED.get(kind, "val"))
+    return _as_seen(open_pairs(data, kind, split or SCORED.get(kind, "val")), sensor_size)
+
+
+def pairs_to_look_at(data: Path, split: str, sensor_size: tuple[int, int] | None) -> PairData:
+    """Return the pairs of a folder, labelled or not, by default all of them; otherwise as pairs_to_score."""
+    if not data.is_dir():
+        raise DataError(f"{data} is no folder: name the folder of a data set, or of pairs (`md_bag extract`)")
+    kind = tell_kind(data)
+    return _as_seen(open_pairs(data, kind, split or EVERYTHING[kind]), sensor_size)
+
+
+def _as_seen(pairs: PairData, sensor_size: tuple[int, int] | None) -> PairData:
+    """Make the thermal images as coarse as those of the sensor that was trained for, in place."""
     if sensor_size is not None:
         native = pairs.contract.sensor_size
         pairs.degradation = Degradation(_nearest_factor(math.sqrt(math.prod(native) / math.prod(sensor_size))))
         seen = pairs.contract.sensor_size
         if pairs.degradation.downsample > 1 or seen != sensor_size:
-            log.info("thermal %dx%d is scored at %dx%d; trained for %dx%d", *native, *seen, *sensor_size)
+            log.info("thermal %dx%d is looked at as %dx%d; trained for %dx%d", *native, *seen, *sensor_size)
     return pairs
 
 

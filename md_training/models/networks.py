@@ -255,7 +255,11 @@ def parameter_count(network: nn.Module) -> int:
 
 @dataclass(frozen=True)
 class Cost:
-    """parameters: trained values. multiply_accumulates: of one image, as torch's flop counter sees them."""
+    """parameters: trained values. multiply_accumulates: of one image, as torch's flop counter sees them.
+
+    Both are of the network as it is trained: export.fold_input takes one of thermal's three channels off again (0.26
+    GMAC at 640x512).
+    """
 
     parameters: int
     multiply_accumulates: int

@@ -11,16 +11,16 @@ import torch
 from tiny_student import tiny_manifest, write_tiny_student
 from torch import Tensor, nn
 
-from md_perception.inference import session
+from md_perception.inference import providers
 from md_perception.inference.session import StudentError
 from md_training.benchmark import run as runner
 from md_training.benchmark.command import Settings, benchmark_command
-from md_training.benchmark.contestants import GEMM_SIDE, Contestant
+from md_training.benchmark.contestants import GEMM_SIDE, ConstantHeads, Contestant, Images
 from md_training.benchmark.report import COPY, GEMM, CostRow, draw, markdown, tables
 from md_training.benchmark.run import benchmark, compared
 from md_training.benchmark.stopwatch import interleaved, ratio, summary
 from md_training.benchmark.subjects import Kind, Subject, Tasks, all_costs, bytes_moved, subject
-from md_training.models.networks import Network, NetworkSettings, Outputs, costs
+from md_training.models.networks import Network, NetworkSettings, Outputs, costs, make_network
 from md_training.models.pspnet import SegmentationLogits
 
 # --- time
@@ -211,7 +211,7 @@ SMALL = Settings(
 def test_a_small_run_prints_ratios_and_says_what_it_did_not_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(session, "_why_unavailable", lambda provider: "there is no such GPU")
+    monkeypatch.setattr(providers, "why_unavailable", lambda provider: "there is no such GPU")
     threads = torch.get_num_threads()
     benchmark_command(replace(SMALL, threads=1), json=tmp_path / "b.json", picture=tmp_path / "roofline.png")
     assert torch.get_num_threads() == threads
@@ -250,6 +250,34 @@ def test_a_small_run_prints_ratios_and_says_what_it_did_not_run(
     reasons = {row["what"]: row["reason"] for row in found["not_run"]}
     assert "there is no such GPU" in reasons["onnx-cuda"]
     assert reasons["compiled"].startswith("not asked for")
+
+
+@pytest.mark.usefixtures("small_probe")
+def test_what_is_around_a_network_is_timed_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    cameras: list[tuple[int, int]] = []
+
+    def make(camera_size: tuple[int, int]) -> Images:
+        cameras.append(camera_size)
+        return noise(camera_size)
+
+    noise = Images.make
+    monkeypatch.setattr(Images, "make", make)
+    settings = replace(SMALL, tasks=("joint",), runtimes=("eager",), parts=("around",), camera_size=(96, 80))
+    report = benchmark(settings, narrow)
+    assert cameras == [(96, 80)] * 2
+    assert [(row.role, row.part, row.gflops) for row in report.measurements] == [
+        ("student", "around", None),
+        ("teacher", "around", None),
+    ]
+    assert report.ratios == []  # both do the same around their networks
+
+    network = make_network(narrow(subject("student", "joint").settings((64, 64))))
+    heads = ConstantHeads(network)
+    assert not list(heads.parameters())
+    real, noise_of = (one.eval()(torch.zeros(1, 6, 64, 64)) for one in (network, heads))
+    assert real.detection.classes.shape == noise_of.detection.classes.shape
+    assert real.detection.deltas.shape == noise_of.detection.deltas.shape
+    assert real.segmentation.main.shape == noise_of.segmentation.main.shape
 
 
 @pytest.mark.usefixtures("small_probe")

@@ -94,7 +94,7 @@ def test_an_error_that_a_user_can_mend_is_one_line(tmp_path, md_training, caplog
     [
         ("own.pt", "--out {root}/own.pt", "the node takes .onnx files, name it own.onnx"),
         ("own.pt", "--out {root}/own.md", "the node takes .onnx files, name it own.onnx"),
-        ("own.onnx", "--out {root}/../{root.name}/own.onnx", "would replace the checkpoint"),
+        ("own.onnx", "--out {root}/../{root.name}/own.onnx", "would replace the student"),
         ("own.md", "--out {root}/own.onnx", "its card, own.md, would replace the checkpoint"),
         ("own.pt", "--out {root}/x.onnx --score-threshold 2", "score threshold 2: scores are probabilities"),
         ("own.pt", "--out {root}/x.onnx --score-threshold nan", "score threshold nan: scores are probabilities"),

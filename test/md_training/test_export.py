@@ -14,16 +14,27 @@ from torch import nn
 
 from md_perception.inference.manifest import MANIFEST_KEY, Manifest
 from md_perception.inference.session import Student as ExportedStudent
+from md_perception.inference.session import StudentError
 from md_training import export as exporting
 from md_training.checkpoint import Checkpoint
 from md_training.data.augment import NO_AUGMENTATION
 from md_training.data.synthetic import SceneData
 from md_training.evaluate import evaluate_student, predict
-from md_training.export import ExportError, compress, export, fold_batch_norm, int8_weights, to_onnx
-from md_training.models.networks import NetworkSettings, Student
+from md_training.export import (
+    ExportError,
+    StudentGraph,
+    compress,
+    export,
+    fold_batch_norm,
+    fold_input,
+    int8_weights,
+    to_onnx,
+)
+from md_training.models.networks import Network, NetworkSettings, Student, make_network
 from md_training.models.pspnet import PSPNetSettings
 from md_training.models.retinanet import RetinaNetSettings
 from md_training.postprocess import DetectionLimits
+from md_training.precision import Data, Lowering, Precision, lower
 from md_training.presets import Run
 
 CAMERA, SENSOR = (160, 128), (40, 32)
@@ -60,8 +71,8 @@ SAMPLES = [painted_sample(seed, CAMERA, SENSOR) for seed in (11, 12)]
 @pytest.fixture(scope="module")
 def traced(joint: Checkpoint) -> onnx.ModelProto:
     """The joint student's graph as the exporter makes it, once for all tests: tracing takes seconds."""
-    graph = exporting.StudentGraph(fold_batch_norm(copy.deepcopy(joint.network)), DetectionLimits(), raw_heads=True)
-    return to_onnx(graph, CAMERA, SENSOR)
+    folded = fold_input(fold_batch_norm(copy.deepcopy(joint.network)))
+    return to_onnx(StudentGraph(folded, DetectionLimits(), raw_heads=True, folded=True, tiles=2), CAMERA, SENSOR)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +84,7 @@ def joint() -> Checkpoint:
 def file(joint: Checkpoint, traced: onnx.ModelProto, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("export") / "student.onnx"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(exporting, "to_onnx", lambda *_: copy.deepcopy(traced))
+        patch.setattr(exporting, "to_onnx", lambda *_, **__: copy.deepcopy(traced))
         export(joint, path, name="random-student", samples=SAMPLES)
     return path
 
@@ -126,7 +137,7 @@ def test_any_camera_gets_what_torch_computes(
 
 def test_mask_and_confidence_are_those_of_a_full_softmax(joint: Checkpoint) -> None:
     sample = painted_sample(31, (256, 192), SENSOR)  # twice the network: no bars
-    graph = exporting.StudentGraph(joint.network, DetectionLimits(), raw_heads=True)
+    graph = StudentGraph(joint.network, DetectionLimits(), raw_heads=True)
     with torch.no_grad():
         outputs = graph(*(torch.from_numpy(x)[None] for x in (sample.rgb, sample.thermal, sample.rgb_to_thermal)))
     named = dict(zip(graph.output_names(), outputs, strict=True))
@@ -135,6 +146,115 @@ def test_mask_and_confidence_are_those_of_a_full_softmax(joint: Checkpoint) -> N
     assert float((named["confidence"] - 255 * probability).abs().max()) <= 0.51
     assert float((named["mask"] != winner).float().mean()) <= 1e-4
     assert len(winner.unique()) > 1
+
+
+@pytest.fixture(scope="module")
+def fixed_file(joint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("export") / "fixed.onnx"
+    samples = [painted_sample(seed, (192, 120), SENSOR) for seed in (11, 12)]
+    export(joint, path, fixed=(192, 120), score_threshold=0.25, samples=samples)
+    return path
+
+
+def test_a_fixed_file_has_no_shape_that_depends_on_the_image(fixed_file: Path) -> None:
+    model = onnx.load(fixed_file)
+    shapes = {
+        item.name: [dimension.dim_value for dimension in item.type.tensor_type.shape.dim]
+        for item in (*model.graph.input, *model.graph.output)
+    }
+    assert shapes == {
+        "rgb": [1, 120, 192, 3],
+        "thermal": [1, 32, 40],
+        "rgb_to_thermal": [1, 3, 3],
+        "boxes": [100, 4],
+        "scores": [100],
+        "labels": [100],
+        "mask": [1, 120, 192],
+        "confidence": [1, 120, 192],
+    }
+    # operators whose results have as many rows as their input has objects
+    assert not {node.op_type for node in model.graph.node} & {"NonMaxSuppression", "NonZero"}
+
+
+def test_a_fixed_file_finds_what_torch_finds_and_says_where_the_objects_end(
+    fixed_file: Path, joint: Checkpoint
+) -> None:
+    sample = painted_sample(21, (192, 120), SENSOR)
+    student = ExportedStudent.load(fixed_file)
+    found = student.run(sample.rgb, sample.thermal, sample.rgb_to_thermal).detections
+    expected = predict(joint.network, sample, DetectionLimits(score_threshold=0.25)).detections
+    assert found is not None
+    assert expected is not None
+    assert 5 < len(found) == len(expected) < 100
+    np.testing.assert_allclose(found.boxes, expected.boxes, atol=0.05)
+    np.testing.assert_allclose(found.scores, expected.scores, atol=1e-3)
+    assert found.labels.tolist() == expected.labels.tolist()
+    feeds = {name: getattr(sample, name)[None] for name in ("rgb", "thermal", "rgb_to_thermal")}
+    boxes, scores, labels = exporting.session(onnx.load(fixed_file)).run(["boxes", "scores", "labels"], feeds)
+    assert (scores[len(expected) :] == -1).all()
+    assert not boxes[len(expected) :].any()
+    assert not labels[len(expected) :].any()
+    other = painted_sample(21, CAMERA, SENSOR)
+    with pytest.raises(StudentError, match=r"exported for rgb images of 192x120.* alone, not of .*160x128"):
+        student.run(other.rgb, other.thermal, other.rgb_to_thermal)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sizes", "message"),
+    [
+        ({}, {"fixed_thermal": (40, 32)}, "give both"),
+        ({}, {"fixed": (0, 120)}, "give width and height"),
+        ({"inputs": ("thermal",)}, {"fixed": (40, 32), "fixed_thermal": (80, 64)}, "thermal images alone"),
+    ],
+)
+def test_sizes_that_make_no_sense_are_refused(joint: Checkpoint, changes: dict, sizes: dict, message: str) -> None:
+    run = replace(joint.run, network=replace(JOINT, **changes))
+    with pytest.raises(ValueError, match=message):
+        exporting.fixed_sizes(run, sizes.get("fixed"), sizes.get("fixed_thermal"))
+
+
+def test_a_thermal_only_file_is_fixed_to_its_thermal_camera(joint: Checkpoint) -> None:
+    run = replace(joint.run, network=replace(JOINT, inputs=("thermal",)))
+    assert exporting.fixed_sizes(run, (80, 64), None)[1] == (80, 64)
+    assert exporting.fixed_sizes(joint.run, (80, 64), None) == ((80, 64), SENSOR)
+    assert exporting.fixed_sizes(joint.run, None, None) == (CAMERA, SENSOR)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "inputs", "channels"),
+    [
+        ("one_stream", ("rgb", "thermal"), [5]),
+        ("one_stream", ("rgb",), [3]),
+        ("one_stream", ("thermal",), [2]),
+        ("two_stream", ("rgb", "thermal"), [3, 2]),
+        ("decision", ("rgb", "thermal"), [3, 2]),
+    ],
+)
+def test_folding_the_input_changes_nothing_not_even_at_borders_and_bars(
+    architecture: str, inputs: tuple, channels: list[int]
+) -> None:
+    torch.manual_seed(5)
+    network = make_network(replace(JOINT, architecture=architecture, inputs=inputs)).eval()  # type: ignore[arg-type]
+    folded = fold_input(copy.deepcopy(network))
+    assert [backbone.stem[0].in_channels for backbone in folded.backbones()] == channels
+    sample = painted_sample(4, (160, 90), SENSOR)  # bars above and below
+    shifted = sample.rgb_to_thermal + np.array([[0, 0, 12], [0, 0, -5], [0, 0, 0]], np.float32)  # sees a part of it
+    images = {"rgb": sample.rgb, "thermal": sample.thermal, "rgb_to_thermal": shifted}
+    feeds = {name: torch.from_numpy(images[name])[None] for name in exporting.input_names(network)}
+
+    def stem(of: Network, **options: bool) -> list[torch.Tensor]:
+        """Return what the first convolutions make of the images: where the fold could show most."""
+        seen: list[torch.Tensor] = []
+        hooks = [b.stem[0].register_forward_hook(lambda _, __, output: seen.append(output)) for b in of.backbones()]
+        with torch.no_grad():
+            StudentGraph(of, DetectionLimits(), raw_heads=True, **options)(**feeds)
+        for hook in hooks:
+            hook.remove()
+        return seen
+
+    for before, after in zip(stem(network), stem(folded, folded=True), strict=True):
+        assert float(before.abs().max()) > 0.5
+        torch.testing.assert_close(after, before, atol=1e-4, rtol=0)
 
 
 def test_evaluation_runs_on_the_exported_file(file: Path) -> None:
@@ -149,7 +269,7 @@ def test_compressed_file_is_a_quarter_and_computes_with_the_rounded_weights(
     file: Path, joint: Checkpoint, traced: onnx.ModelProto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "small.onnx"
-    monkeypatch.setattr(exporting, "to_onnx", lambda *_: copy.deepcopy(traced))
+    monkeypatch.setattr(exporting, "to_onnx", lambda *_, **__: copy.deepcopy(traced))
     manifest = export(joint, path, compress_weights=True, samples=SAMPLES)
     assert manifest.weights_storage == "int8"
     assert path.stat().st_size < 0.3 * file.stat().st_size
@@ -194,7 +314,7 @@ def test_nothing_is_written_when_onnx_runtime_disagrees(
     stored = next(item for item in tampered.graph.initializer if item.name in weights)
     stored.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(stored) * np.float32(1.01), stored.name))
 
-    monkeypatch.setattr(exporting, "to_onnx", lambda *_: tampered)
+    monkeypatch.setattr(exporting, "to_onnx", lambda *_, **__: tampered)
     with pytest.raises(ExportError, match="raw heads"):
         export(joint, path, samples=SAMPLES)
     assert path.read_bytes() == b"the last good one"
@@ -223,3 +343,35 @@ def test_students_with_less_have_less_in_the_file(
 def test_compression_refuses_a_graph_that_lost_a_convolution(joint: Checkpoint) -> None:
     with pytest.raises(ExportError, match="0 convolution weights"):
         compress(onnx.ModelProto(), joint.network)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_other_precisions_of_a_student_say_almost_the_same(precision: Precision, file: Path, tmp_path: Path) -> None:
+    out = tmp_path / f"{precision}.onnx"
+    held_out = Data(SAMPLES, SAMPLES, "2 painted samples")
+    comparison = lower(file, out, precision, held_out, Lowering(max_loss=100))
+    assert set(comparison.fp32.figures) == {"AP50", "mIoU9"}
+    assert out.stat().st_size < (0.55 if precision == "fp16" else 0.3) * file.stat().st_size
+    lowered, student = ExportedStudent.load(out), ExportedStudent.load(file)
+    assert lowered.precision == precision
+    sample = SAMPLES[0]
+    found, expected = (each.run(sample.rgb, sample.thermal, sample.rgb_to_thermal) for each in (lowered, student))
+    assert found.segmentation is not None
+    assert expected.segmentation is not None
+    assert (found.segmentation.mask == expected.segmentation.mask).mean() > (0.99 if precision == "fp16" else 0.8)
+    assert found.detections is not None
+    assert expected.detections is not None
+    best = expected.detections.scores[:5]
+    np.testing.assert_allclose(found.detections.scores[:5], best, atol=0.01 if precision == "fp16" else 0.1)
+
+
+def test_a_compressed_student_in_fp16_stays_small(
+    file: Path, joint: Checkpoint, traced: onnx.ModelProto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exporting, "to_onnx", lambda *_, **__: copy.deepcopy(traced))
+    export(joint, tmp_path / "small.onnx", compress_weights=True, samples=SAMPLES)
+    out = tmp_path / "fp16.onnx"
+    lower(tmp_path / "small.onnx", out, "fp16", Data(SAMPLES, SAMPLES, "2 painted samples"), Lowering(max_loss=100))
+    assert out.stat().st_size < 0.3 * file.stat().st_size
+    manifest = ExportedStudent.load(out).manifest
+    assert (manifest.precision, manifest.weights_storage) == ("fp16", "int8")

@@ -13,6 +13,7 @@ from md_training.preprocess import (
     STD,
     boxes_to_camera,
     boxes_to_network,
+    camera_rows,
     letterbox_rgb,
     logits_to_camera,
     make_letterbox,
@@ -38,6 +39,50 @@ def test_resize_at_the_networks_aspect_is_torchs_antialiased_one(height: int, wi
     assert float((resized - expected).abs().max() / 255) < 5e-4
     assert bool((seen == 1).all())
     assert float(box.offset_x) == float(box.offset_y) == 0
+
+
+def triangle_weights(positions: np.ndarray, count: int, support: float) -> np.ndarray:
+    """Return (M, N), the filter of the docstrings as one whole matrix."""
+    weights = np.maximum(1 - np.abs(positions[:, None] - (np.arange(count) + 0.5)) / support, 0)
+    inside = (positions >= 0) & (positions <= count)
+    return weights / np.maximum(weights.sum(axis=1, keepdims=True), 1e-6) * inside[:, None]
+
+
+@pytest.mark.parametrize(("width", "height"), [(160, 90), (640, 480), (1000, 333), (97, 301), (40, 30), (3, 2), (1, 1)])
+@pytest.mark.parametrize("tiles", [1, 3, 8])
+def test_resize_by_bands_is_the_product_with_the_whole_matrices(width: int, height: int, tiles: int) -> None:
+    rgb = image(height, width, seed=width)
+    resized, seen, box = letterbox_rgb(rgb, (160, 128), tiles)
+    scale = min(160 / width, 128 / height)
+    assert float(box.scale) == pytest.approx(scale)
+    support = max(1 / scale, 1)
+    xs, ys = (
+        (np.arange(size) + 0.5 - (size - count * scale) / 2) / scale for size, count in ((160, width), (128, height))
+    )
+    horizontal, vertical = triangle_weights(xs, width, support), triangle_weights(ys, height, support)
+    expected = vertical @ rgb[0].permute(2, 0, 1).numpy().astype(float) @ horizontal.T
+    np.testing.assert_allclose(resized[0], expected, atol=0.05)  # of 255: positions are float32
+    np.testing.assert_array_equal(seen, (vertical.sum(axis=1)[:, None] * horizontal.sum(axis=1)) > 0.5)
+
+
+@pytest.mark.parametrize(("width", "height"), [(320, 240), (480, 270), (97, 301), (9, 5)])
+@pytest.mark.parametrize("stride", [4, 32])
+def test_logits_come_back_in_tiles_as_by_the_whole_matrices(width: int, height: int, stride: int) -> None:
+    logits = torch.randn(2, 5, 128 // stride, 160 // stride, generator=torch.Generator().manual_seed(width))
+    box = make_letterbox(height, width, (160, 128), logits)
+    scale = min(160 / width, 128 / height)
+    xs, ys = (
+        ((np.arange(count) + 0.5) * scale + (size - count * scale) / 2) / stride
+        for size, count in ((160, width), (128, height))
+    )
+    horizontal, vertical = triangle_weights(xs, 160 // stride, 1), triangle_weights(ys, 128 // stride, 1)
+    expected = (vertical @ logits.numpy().astype(float) @ horizontal.T).transpose(0, 2, 3, 1)
+    for tiles in (1, 8):
+        found = torch.cat(list(camera_rows(logits, height, width, box, (160, 128), tiles)), dim=1)
+        np.testing.assert_allclose(found[:, :height], expected, atol=2e-4)
+    torch.testing.assert_close(
+        logits_to_camera(logits, height, width, box, (160, 128)).permute(0, 2, 3, 1), found[:, :height]
+    )
 
 
 def test_identity_geometry_samples_thermal_as_a_plain_resize_does() -> None:
