@@ -1,6 +1,7 @@
 """The batches of a training: each follows from the run's seed and its step alone, whoever makes it, and when."""
 
 import signal
+import time
 import warnings
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
@@ -137,6 +138,23 @@ class _Caught(Dataset[Batch | DataError]):
             return self._batches[step]
         except DataError as error:
             return error
+
+
+class Waited:
+    """Batches as they come, and how long they were waited for. seconds: so far, of all of them."""
+
+    def __init__(self, batches: Iterator[Batch]) -> None:
+        self._batches = batches
+        self.seconds = 0.0
+
+    def __iter__(self) -> Iterator[Batch]:
+        while True:
+            began = time.perf_counter()
+            batch = next(self._batches, None)
+            self.seconds += time.perf_counter() - began
+            if batch is None:
+                return
+            yield batch
 
 
 def served(batches: Batches, steps: range, workers: int, device: torch.device) -> Generator[Batch, None, None]:

@@ -22,7 +22,8 @@ class Report:
     """How a training stands.
 
     step: the last one done, of steps. terms: of the loss, means since the last report. images_per_s: of all processes,
-    since the last report. left_s: seconds to the end at the speed so far.
+    since the last report. waiting: share of that time, 0..1, in which the next batch was not ready: much of it means
+    that the data are the bottleneck (--workers). left_s: seconds to the end at the speed so far.
     """
 
     step: int
@@ -30,7 +31,13 @@ class Report:
     terms: dict[str, float]
     learning_rate: float
     images_per_s: float
+    waiting: float
     left_s: float
+
+    @property
+    def speed(self) -> str:
+        """Images a second, the share of the time spent waiting for them, and the time that is left."""
+        return f"{self.images_per_s:.1f} images/s ({self.waiting:.0%} waiting), {duration(self.left_s)} to go"
 
 
 class Display:
@@ -47,13 +54,12 @@ class Display:
 
     def report(self, report: Report) -> None:
         log.info(
-            "step %d/%d  %s  lr %.2e  %.1f images/s  %s to go",
+            "step %d/%d  %s  lr %.2e  %s",
             report.step,
             report.steps,
             "  ".join(f"{name} {value:.4f}" for name, value in report.terms.items()),
             report.learning_rate,
-            report.images_per_s,
-            duration(report.left_s),
+            report.speed,
         )
 
     def evaluation(self, step: int, figures: dict[str, float]) -> None:
@@ -90,8 +96,7 @@ class LiveDisplay(Display):
 
     def report(self, report: Report) -> None:
         self._report = report
-        speed = f"{report.images_per_s:.1f} images/s, {duration(report.left_s)} to go"
-        self._bar.update(self._task, completed=report.step, speed=speed)
+        self._bar.update(self._task, completed=report.step, speed=report.speed)
 
     def evaluation(self, step: int, figures: dict[str, float]) -> None:
         shown = [f"{name} {figures[name]:.3f}" for name in HEADLINES if name in figures]

@@ -71,6 +71,7 @@ class Record:
         self._display = display(checkpoint.run.name, checkpoint.run.optimisation.steps, checkpoint.step)
         self._first = self._logged = checkpoint.step
         self._started = self._logged_at = time.monotonic()
+        self._waited_s = 0.0
 
     def __enter__(self) -> "Record":
         self._display.__enter__()
@@ -83,28 +84,29 @@ class Record:
         self._display.__exit__(kind, error, trace)
         self._log.close()
 
-    def step(self, step: int, trainer: "Trainer", last: bool) -> None:
-        """Note a step that is done. last: the training ends with it."""
+    def step(self, step: int, trainer: "Trainer", last: bool, waited_s: float = 0.0) -> None:
+        """Note a step that is done. last: the training ends with it. waited_s: for batches, since the start, s."""
         run, steps = self._run, self._run.optimisation.steps
         self._display.step(step, trainer.window[-1])
         if step % run.log_every == 0 or step == steps:
-            self._report(step, trainer)
+            self._report(step, trainer, waited_s)
         if self._held_out and (step % run.evaluate_every == 0 or step == steps):
             self._evaluate(step, trainer)
         if last or step % run.checkpoint_every == 0:
             self.checkpoint = replace(self.checkpoint, step=step)
             save(self.path, self.checkpoint, trainer.progress())
 
-    def _report(self, step: int, trainer: "Trainer") -> None:
+    def _report(self, step: int, trainer: "Trainer", waited_s: float) -> None:
         now, optimisation = time.monotonic(), self._run.optimisation
         means = {name: float(np.mean([terms[name] for terms in trainer.window])) for name in trainer.window[0]}
-        rate = (step - self._logged) * optimisation.batch_size / (now - self._logged_at)
+        took_s, waiting_s = now - self._logged_at, waited_s - self._waited_s
+        rate = (step - self._logged) * optimisation.batch_size / took_s
         left = (optimisation.steps - step) * (now - self._started) / (step - self._first)
         learning_rate = trainer.optimiser.param_groups[0]["lr"]
-        self._display.report(Report(step, optimisation.steps, means, learning_rate, rate, left))
-        timing = {"learning_rate": learning_rate, "images_per_s": rate, "elapsed_s": now - self._started}
-        self._log.write(step, {**means, **timing})
-        trainer.window, self._logged, self._logged_at = [], step, now
+        self._display.report(Report(step, optimisation.steps, means, learning_rate, rate, waiting_s / took_s, left))
+        timing = {"images_per_s": rate, "waited_s": waiting_s, "elapsed_s": now - self._started}
+        self._log.write(step, {**means, "learning_rate": learning_rate, **timing})
+        trainer.window, self._logged, self._logged_at, self._waited_s = [], step, now, waited_s
 
     def _evaluate(self, step: int, trainer: "Trainer") -> None:
         began = time.monotonic()

@@ -25,7 +25,7 @@ from md_training.data.sample import Sample
 from md_training.data.sources import evaluation_samples, training_data
 from md_training.distillation import distillation_losses, taught_targets, teach
 from md_training.interruption import StopRequest, last_checkpoint_named
-from md_training.loader import Batch, Batches, of_classes, seed_network, served
+from md_training.loader import Batch, Batches, Waited, of_classes, seed_network, served
 from md_training.losses import IGNORED_PIXEL, LossError, check_finite, gradient_norms, task_losses, total
 from md_training.models.backbone import initialise
 from md_training.models.joint import JointBranch
@@ -112,13 +112,13 @@ def train(
             record = stack.enter_context(Record(folder, checkpoint, evaluation_samples(run.data), tensorboard))
         stop = stack.enter_context(StopRequest())
         stack.enter_context(last_checkpoint_named(run, folder / CHECKPOINT, processes.device))
-        served_batches = stack.enter_context(closing(served(batches, steps, workers, processes.device)))
+        waited = Waited(stack.enter_context(closing(served(batches, steps, workers, processes.device))))
 
-        for step, batch in zip(steps, served_batches, strict=True):
+        for step, batch in zip(steps, waited, strict=True):
             trainer.step(step, batch)
             last = processes.any(stop.asked) or step == final
             if record is not None:
-                record.step(step, trainer, last)
+                record.step(step, trainer, last, waited.seconds)
             if last:
                 checkpoint = replace(checkpoint if record is None else record.checkpoint, step=step)
                 break

@@ -33,6 +33,9 @@ class Settings:
     """Exported students and teachers (.onnx), as the node runs them."""
     input_size: tuple[int, int] = (640, 512)
     """Width and height of the networks' input."""
+    sizes: tuple[tuple[int, int], ...] = ()
+    """Further input sizes, `--sizes 320 256 1280 1024`: all is timed at each, in the same rounds, and the exponent
+    fitted by which time grows with the pixels. The camera has the size of the network."""
     camera_size: tuple[int, int] | None = None
     """Width and height of the camera of `graph` and `around`, by default the networks' input size; the thermal sensor
     has a quarter of it per side."""
@@ -52,6 +55,8 @@ class Settings:
     def __post_init__(self) -> None:
         if min(self.rounds, self.calls, self.batch) < 1 or self.threads < 0:
             raise ValueError("rounds, calls and batch are at least 1, threads at least 0")
+        if self.sizes and self.camera_size is not None:
+            raise ValueError("--sizes: the camera has the size of the network; leave out --camera-size")
 
 
 def benchmark_command(

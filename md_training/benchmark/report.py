@@ -85,6 +85,22 @@ class RatioRow:
 
 
 @dataclass(frozen=True)
+class GrowthRow:
+    """How the time of a network grows with its input.
+
+    sizes: (width, height) px. median_ms: of a call, at each. exponent: of the pixels, see stopwatch.exponent.
+    """
+
+    name: str
+    runtime: str
+    precision: str
+    part: str
+    sizes: list[tuple[int, int]]
+    median_ms: list[float]
+    exponent: Ratio
+
+
+@dataclass(frozen=True)
 class NotRun:
     """What was not measured, and why."""
 
@@ -96,8 +112,9 @@ class NotRun:
 class Report:
     """The whole; `dataclasses.asdict` of it is the JSON.
 
-    created: UTC. command: settings of the benchmark. machine: name to description. times_s: by
-    `name, runtime precision part`, the seconds of every call, a list for each round.
+    created: UTC. command: settings of the benchmark. machine: name to description. growth: of several sizes, where
+    asked for. times_s: by `name, runtime precision part`, at further sizes with ` at WxH`, the seconds of every call, a
+    list for each round.
     """
 
     schema: int
@@ -109,6 +126,7 @@ class Report:
     probes: list[Probe]
     measurements: list[Measurement]
     ratios: list[RatioRow]
+    growth: list[GrowthRow]
     not_run: list[NotRun]
     times_s: dict[str, list[list[float]]]
 
@@ -178,6 +196,25 @@ def tables(report: Report) -> str:
                         "" if row.multiply_accumulates is None else f"{row.time.median / row.multiply_accumulates:.3f}",
                     )
                     for row in report.ratios
+                ],
+            ),
+        ]
+    if report.growth:
+        shown = [f"{width}x{height}, ms" for width, height in report.growth[0].sizes]
+        parts += [
+            "## Time against size",
+            markdown(
+                ("network", "runtime", "part", *shown, "exponent of the pixels", "95 %"),
+                [
+                    (
+                        row.name,
+                        f"{row.runtime} {row.precision}",
+                        row.part,
+                        *(f"{time:.1f}" for time in row.median_ms),
+                        f"{row.exponent.median:.2f}",
+                        f"{row.exponent.low:.2f} to {row.exponent.high:.2f}",
+                    )
+                    for row in report.growth
                 ],
             ),
         ]

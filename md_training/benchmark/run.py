@@ -3,7 +3,7 @@
 import itertools
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -22,8 +22,8 @@ from md_training.benchmark.contestants import (
     torch_contestant,
     unavailable,
 )
-from md_training.benchmark.report import COPY, GEMM, SCHEMA, Measurement, NotRun, Probe, RatioRow, Report
-from md_training.benchmark.stopwatch import Ratio, Times, interleaved, ratio, summary
+from md_training.benchmark.report import COPY, GEMM, SCHEMA, GrowthRow, Measurement, NotRun, Probe, RatioRow, Report
+from md_training.benchmark.stopwatch import Ratio, Times, exponent, interleaved, ratio, summary
 from md_training.benchmark.subjects import KINDS, NECKS, RUNTIMES, TASKS, Subject, all_costs, subject
 from md_training.checkpoint import git_revision
 from md_training.models.networks import NetworkSettings, make_network
@@ -61,6 +61,7 @@ def benchmark(
             probes=[],
             measurements=[],
             ratios=[],
+            growth=[],
             not_run=[],
             times_s={},
         )
@@ -73,9 +74,18 @@ def _timed(
     report: Report, settings: Settings, change: Callable[[NetworkSettings], NetworkSettings], device: torch.device
 ) -> Report:
     contestants, not_run = _contestants(settings, change, device)
+    others = {
+        size: _contestants(replace(settings, input_size=size, files=()), change, device)
+        for size in dict.fromkeys(settings.sizes)
+        if size != settings.input_size
+    }
+    for size, (_, failed) in others.items():
+        here = (item for item in failed if item.what not in RUNTIMES)
+        not_run += [replace(item, what=f"{item.what} at {_named(size)}") for item in here]
     peaks = probes(device, settings.precisions)
     calls = {f"{name} {precision}": call for (name, precision), (_, call) in peaks.items()}
     calls |= {contestant.label: contestant.call for contestant in contestants}
+    calls |= {f"{one.label} at {_named(size)}": one.call for size, (made, _) in others.items() for one in made}
     log.info("%d contestants, %d rounds of %d calls each", len(calls), settings.rounds, settings.calls)
     times = interleaved(
         calls,
@@ -109,9 +119,37 @@ def _timed(
         probes=found_probes,
         measurements=measurements,
         ratios=list(compared(measured, {name: row.multiply_accumulates for name, row in costs.items()})),
+        growth=list(_growth(contestants, settings.input_size, others, times)),
         not_run=not_run,
         times_s=times,
     )
+
+
+def _named(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"
+
+
+def _growth(
+    contestants: Sequence[Contestant],
+    input_size: tuple[int, int],
+    others: Iterable[tuple[int, int]],
+    times: Mapping[str, Times],
+) -> Iterator[GrowthRow]:
+    """Yield the growth of everything that was timed at more sizes than input_size."""
+    for one in contestants:
+        found = {input_size: times[one.label]}
+        found |= {size: times[name] for size in others if (name := f"{one.label} at {_named(size)}") in times}
+        sizes = sorted(found, key=lambda size: size[0] * size[1])
+        if len(sizes) > 1:
+            yield GrowthRow(
+                name=one.name,
+                runtime=one.runtime,
+                precision=one.precision,
+                part=one.part,
+                sizes=sizes,
+                median_ms=[summary(found[size]).median_ms for size in sizes],
+                exponent=exponent([found[size] for size in sizes], [width * height for width, height in sizes]),
+            )
 
 
 def _share(probe: Times, times: Times, work: float) -> Ratio:

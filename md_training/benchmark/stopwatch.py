@@ -31,7 +31,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class Ratio:
-    """Median over the rounds of a quotient, and the 95 % interval of that median (bootstrap over the rounds)."""
+    """Median over the rounds of a figure, mostly a quotient, and its 95 % interval (bootstrap over the rounds)."""
 
     median: float
     low: float
@@ -84,7 +84,21 @@ def ratio(numerators: Sequence[Times], denominators: Sequence[Times]) -> Ratio:
     def per_round(parts: Sequence[Times]) -> np.ndarray:
         return np.sum([[np.median(visit) for visit in times] for times in parts], axis=0)
 
-    quotients = per_round(numerators) / per_round(denominators)
-    drawn = np.random.default_rng(0).integers(0, len(quotients), (BOOTSTRAP_SAMPLES, len(quotients)))
-    low, high = np.percentile(np.median(quotients[drawn], axis=1), (2.5, 97.5))
-    return Ratio(float(np.median(quotients)), float(low), float(high))
+    return _over_rounds(per_round(numerators) / per_round(denominators))
+
+
+def exponent(times: Sequence[Times], pixels: Sequence[int]) -> Ratio:
+    """Return how time grows with size: the slope of log(time) over log(pixels), fitted round by round.
+
+    times: of the same thing at each of the sizes, from one run; a visit counts with its median.
+    1: in proportion to the pixels; below: a part that does not depend on them.
+    """
+    medians = np.array([[np.median(visit) for visit in each] for each in times])  # sizes, rounds
+    slopes, _ = np.polyfit(np.log(pixels), np.log(medians), 1)
+    return _over_rounds(slopes)
+
+
+def _over_rounds(values: np.ndarray) -> Ratio:
+    drawn = np.random.default_rng(0).integers(0, len(values), (BOOTSTRAP_SAMPLES, len(values)))
+    low, high = np.percentile(np.median(values[drawn], axis=1), (2.5, 97.5))
+    return Ratio(float(np.median(values)), float(low), float(high))

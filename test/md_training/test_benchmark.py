@@ -18,7 +18,7 @@ from md_training.benchmark.command import Settings, benchmark_command
 from md_training.benchmark.contestants import GEMM_SIDE, ConstantHeads, Contestant, Images
 from md_training.benchmark.report import COPY, GEMM, CostRow, draw, markdown, tables
 from md_training.benchmark.run import benchmark, compared
-from md_training.benchmark.stopwatch import interleaved, ratio, summary
+from md_training.benchmark.stopwatch import exponent, interleaved, ratio, summary
 from md_training.benchmark.subjects import Kind, Subject, Tasks, all_costs, bytes_moved, subject
 from md_training.models.networks import Network, NetworkSettings, Outputs, costs, make_network
 from md_training.models.pspnet import SegmentationLogits
@@ -250,6 +250,33 @@ def test_a_small_run_prints_ratios_and_says_what_it_did_not_run(
     reasons = {row["what"]: row["reason"] for row in found["not_run"]}
     assert "there is no such GPU" in reasons["onnx-cuda"]
     assert reasons["compiled"].startswith("not asked for")
+
+
+def test_the_exponent_is_that_of_the_pixels() -> None:
+    pixels = [100, 400, 1600]
+    drift = [1.0, 1.5, 0.7, 1.0]  # a machine that is slower in some rounds: it falls on all sizes alike
+    times = [[[3e-6 * count**1.2 * slower] * 3 for slower in drift] for count in pixels]
+    found = exponent(times, pixels)
+    assert (found.median, found.low, found.high) == pytest.approx((1.2, 1.2, 1.2))
+    flat = [[[0.5 + 1e-3 * count]] for count in pixels]  # a part that does not depend on the size
+    assert 0.2 < exponent(flat, pixels).median < 1
+
+
+@pytest.mark.usefixtures("small_probe")
+def test_more_sizes_are_timed_in_the_same_rounds(capsys: pytest.CaptureFixture[str]) -> None:
+    settings = replace(SMALL, kinds=("visible",), parts=("network",), runtimes=("eager",), sizes=((128, 128), (64, 64)))
+    report = benchmark(settings)
+    (row,) = report.growth
+    assert (row.name, row.sizes) == ("visible segmentation", [(64, 64), (128, 128)])
+    label = "visible segmentation, eager fp32 network"
+    times = [report.times_s[label], report.times_s[f"{label} at 128x128"]]
+    assert [len(of_size) for of_size in times] == [settings.rounds] * 2
+    assert row.exponent == exponent(times, [64 * 64, 128 * 128])
+    assert row.median_ms == [summary(of_size).median_ms for of_size in times]
+    assert len(report.measurements) == 1
+    assert "| exponent of the pixels |" in tables(report)
+    with pytest.raises(ValueError, match="leave out --camera-size"):
+        replace(settings, camera_size=(64, 64))
 
 
 @pytest.mark.usefixtures("small_probe")

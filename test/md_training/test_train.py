@@ -94,6 +94,7 @@ def test_run_leaves_a_checkpoint_with_everything_in_it(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [2, 4, 4]
     assert lines[0]["boxes"] > 0
+    assert 0 < lines[0]["waited_s"] < lines[0]["elapsed_s"]
     assert json.loads((tmp_path / "run" / "run.json").read_text())["run"] == TINY.to_json()
     assert not list((tmp_path / "run").glob("*.part"))
 

@@ -3,6 +3,8 @@
 import multiprocessing
 import os
 import signal
+import time
+from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from md_training.data.sample import Sample, at_network_size
 from md_training.data.sources import YoloData, training_data
 from md_training.data.splits import DataError
 from md_training.data.synthetic import SceneData, network_sample
-from md_training.loader import Batch, Batches, LoaderError, batch_of, served
+from md_training.loader import Batch, Batches, LoaderError, Waited, batch_of, served
 from md_training.losses import IGNORED_PIXEL
 from md_training.models.networks import NetworkSettings
 from md_training.presets import Optimisation, Run
@@ -127,3 +129,17 @@ def test_a_dead_worker_is_an_error_that_says_so(samples: list[Sample]) -> None:
     os.kill(worker.pid, signal.SIGKILL)
     with pytest.raises(LoaderError, match=r"a worker of the loader has died .* use fewer --workers"):
         list(batches)
+
+
+def test_only_the_time_that_batches_are_waited_for_is_counted() -> None:
+    def slow() -> Iterator[int]:
+        for number in range(3):
+            time.sleep(0.02)
+            yield number
+
+    waited = Waited(slow())  # type: ignore[arg-type]
+    for _ in waited:
+        before = waited.seconds
+        time.sleep(0.05)
+        assert waited.seconds == before
+    assert 0.06 <= waited.seconds < 0.15

@@ -21,7 +21,7 @@ from md_training.presets import Optimisation, Run
 from md_training.progress import Display, LiveDisplay, Report, duration
 from md_training.sanity import check_batch, check_first_loss
 
-REPORT = Report(40, 100, {"classes": 1.25, "boxes": 0.5}, 1e-3, 12.34, 3723.4)
+REPORT = Report(40, 100, {"classes": 1.25, "boxes": 0.5}, 1e-3, 12.34, 0.031, 3723.4)
 
 
 def test_the_live_display_shows_terms_speed_and_the_last_evaluation() -> None:
@@ -32,7 +32,7 @@ def test_the_live_display_shows_terms_speed_and_the_last_evaluation() -> None:
         display.evaluation(40, {"AP50 [all]": 0.4567, "AP50 car [all]": 0.9})
         display.step(41, {"classes": 1.0625, "boxes": 0.25})
     text = console.file.getvalue()  # type: ignore[attr-defined]
-    for part in ("a run", "41/100", "12.3 images/s, 1:02:03 to go", "1.0625", "1.2500", "1.00e-03"):
+    for part in ("a run", "41/100", "12.3 images/s (3% waiting), 1:02:03 to go", "1.0625", "1.2500", "1.00e-03"):
         assert part in text, part
     assert "evaluation after step 40: AP50 [all] 0.457" in text
 
@@ -41,7 +41,9 @@ def test_plain_lines_have_the_same(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO), Display() as display:
         display.step(40, {"classes": 1.5})
         display.report(REPORT)
-    assert caplog.messages == ["step 40/100  classes 1.2500  boxes 0.5000  lr 1.00e-03  12.3 images/s  1:02:03 to go"]
+    assert caplog.messages == [
+        "step 40/100  classes 1.2500  boxes 0.5000  lr 1.00e-03  12.3 images/s (3% waiting), 1:02:03 to go"
+    ]
     assert duration(59.6) == "0:01:00"
 
 
