@@ -158,11 +158,19 @@ class Schedule:
     evaluation_scenes: int = 300
     fine_tuning_steps: int = 300
     """Of cells that start from those of the scenes."""
+    output_stride: Literal[8, 16, 32] = 32
+    """Of segmentation: at half the paper's width 16 leaves a network the cells that it has there. One that only
+    segments is dilated to it, so that it still reads one level, the one that is distilled; others refine by laterals.
+    """
+    class_weights: Literal["none", "sqrt_inverse"] = "none"
+    """Of segmentation."""
 
 
 SCHEDULES: dict[str, Schedule | None] = {
     "paper": None,
-    "small": Schedule("small", (320, 256), steps=1000, batch_size=8, scenes=2000),
+    "small": Schedule(
+        "small", (320, 256), steps=1000, batch_size=8, scenes=2000, output_stride=16, class_weights="sqrt_inverse"
+    ),
     "check": Schedule("check", (160, 128), steps=300, batch_size=8, scenes=200, evaluation_scenes=60),
     "smoke": Schedule("smoke", (96, 64), steps=4, batch_size=2, scenes=8, evaluation_scenes=6, fine_tuning_steps=2),
 }
@@ -263,6 +271,12 @@ def _scaled(run: Run, schedule: Schedule) -> Run:
     if isinstance(data, SceneData):
         data = replace(data, scenes=schedule.scenes, evaluation_scenes=0)
     steps = schedule.fine_tuning_steps if run.first_weights else schedule.steps
+    segmentation, class_weights = run.network.segmentation, run.optimisation.class_weights
+    if "segmentation" in run.network.tasks and schedule.output_stride != 32:
+        alone = run.network.tasks == ("segmentation",)
+        segmentation = replace(segmentation, output_stride=schedule.output_stride, dilated=alone)
+    if "segmentation" in run.network.tasks:
+        class_weights = schedule.class_weights
     return replace(
         run,
         data=data,
@@ -270,6 +284,7 @@ def _scaled(run: Run, schedule: Schedule) -> Run:
             run.network,
             input_size=schedule.input_size,
             detection=replace(detection, anchor_side=detection.anchor_side * schedule.input_size[0] / before),
+            segmentation=segmentation,
         ),
         optimisation=replace(
             run.optimisation,
@@ -279,6 +294,7 @@ def _scaled(run: Run, schedule: Schedule) -> Run:
             learning_rate=1e-3,
             warmup_steps=min(100, steps),
             weight_decay=0.02,
+            class_weights=class_weights,
             clip_norm=10.0,
         ),
         evaluate_every=steps + 1,
