@@ -128,11 +128,10 @@ def evaluate(
     source: Source
     if file.suffix == ".onnx":
         student = Student.load(file)
-        thermal, classes, in_rgb = student.manifest.thermal, student.manifest.detection_classes, student.uses_rgb
-        tasks = student.manifest.tasks
-        source = SceneData(camera_size=student.manifest.camera_size)
-        source = source if thermal is None else replace(source, thermal_size=thermal.sensor_size)
-        sensor = None if thermal is None else thermal.sensor_size
+        tasks, classes, in_rgb = student.manifest.tasks, student.manifest.detection_classes, student.uses_rgb
+        rgb, sensor = student.sizes
+        source = SceneData(camera_size=rgb or student.manifest.camera_size)
+        source = source if sensor is None else replace(source, thermal_size=sensor)
         answer = partial(answers_of_student, student)
     else:
         trained = load(file)

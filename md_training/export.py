@@ -53,6 +53,8 @@ OPSET = 20
 RAW_HEADS = ("raw_classes", "raw_deltas", "raw_segmentation")
 TILES = 4
 """Parts in which a graph for a processor works through full-size images, see postprocess.segment."""
+MIN_SIDE = 4
+"""Smallest fixed side of an image, px: scenes, which the file is checked on, cannot be rendered smaller than 3."""
 RAW_TOLERANCE = 1e-3
 """Largest difference of a raw head between torch and ONNX Runtime."""
 BOX_TOLERANCE_PX = 0.05
@@ -222,9 +224,11 @@ def fixed_sizes(
     """
     if fixed is None and fixed_thermal is not None:
         raise ValueError("the size of the thermal images is fixed together with that of the camera images: give both")
+    if fixed_thermal is not None and "thermal" not in run.network.inputs:
+        raise ValueError("the network takes no thermal images: there is no size of them to fix")
     for what, size in (("camera", fixed), ("thermal", fixed_thermal)):
-        if size is not None and not all(1 <= side <= MAX_SIDE for side in size):
-            raise ValueError(f"fixed {what} size {size}: give width and height from 1 to {MAX_SIDE} px")
+        if size is not None and not all(MIN_SIDE <= side <= MAX_SIDE for side in size):
+            raise ValueError(f"fixed {what} size {size}: give width and height from {MIN_SIDE} to {MAX_SIDE} px")
     if "rgb" not in run.network.inputs and fixed is not None:  # thermal is its camera
         if fixed_thermal not in (None, fixed):
             raise ValueError("the network takes thermal images alone: give their size as the fixed one")

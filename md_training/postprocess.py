@@ -104,4 +104,5 @@ def segment(
         masks.append(full.argmax(dim=3).to(torch.uint8))
         confidence = 255 * best / full.exp().sum(dim=3).clamp(min=1e-37)
         confidences.append(torch.round(confidence).to(torch.uint8))
-    return torch.cat(masks, dim=1)[:, :height], torch.cat(confidences, dim=1)[:, :height]
+    # Not [:height]: the exporter would not see that what it cuts off leaves just the camera's height.
+    return torch.cat(masks, dim=1).narrow(1, 0, height), torch.cat(confidences, dim=1).narrow(1, 0, height)

@@ -22,7 +22,7 @@ from md_perception.inference import engine_cache, tune
 from md_perception.inference.manifest import ManifestError
 from md_perception.inference.providers import PROVIDERS, SessionSettings
 from md_perception.inference.session import Student, StudentError
-from md_perception.inference.student_file import Size, StudentFile
+from md_perception.inference.student_file import MAX_SIDE, Size, StudentFile
 
 INTERRUPTED = 130
 
@@ -136,8 +136,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _size(text: str) -> Size:
     sides = text.split("x")
-    if len(sides) != 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
-        raise argparse.ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT in pixels, like 640x512")
+    if len(sides) != 2 or not all(side.isdecimal() and 0 < int(side) <= MAX_SIDE for side in sides):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not WIDTHxHEIGHT in pixels, like 640x512, of at most {MAX_SIDE} each"
+        )
     return int(sides[0]), int(sides[1])
 
 

@@ -5,6 +5,7 @@ precision, version and GPU, so that no engine is ever taken for another; folders
 that nobody else can write to, or none is loaded; a new folder appears under its name when all in it is whole.
 """
 
+import errno
 import hashlib
 import json
 import logging
@@ -15,7 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -69,13 +70,13 @@ def find(root: Path, key: EngineKey) -> Path | None:
 
     Raises EngineCacheError where what is there cannot be trusted.
     """
-    _prepare(root)
-    folder = root / key.folder
-    if not os.path.lexists(folder):
+    folder = _prepare(root) / key.folder
+    try:
+        _check_folder(folder)
+        for file in folder.iterdir():
+            _check_file(file)
+    except FileNotFoundError:  # or another process is just replacing it
         return None
-    _check_folder(folder)
-    for file in folder.iterdir():
-        _check_file(file)
     return folder
 
 
@@ -85,10 +86,11 @@ def building(root: Path, key: EngineKey) -> Iterator[Path]:
 
     Raises EngineCacheError where the root cannot be trusted.
     """
-    _prepare(root)
+    root = _prepare(root)
     folder = root / key.folder
-    old = folder.stat().st_ino if folder.is_dir() else None
+    old = _inode(folder)
     new = Path(tempfile.mkdtemp(prefix=f".{key.folder}.", dir=root))  # for this user alone
+    aside = new.with_name(f"{new.name}.old")
     try:
         yield new
         if not any(new.glob("*.engine")):
@@ -98,22 +100,34 @@ def building(root: Path, key: EngineKey) -> Iterator[Path]:
             return
         (new / KEY_FILE).write_text(json.dumps(asdict(key), indent=2) + "\n", encoding="utf-8")
         seal(new)
-        if old is not None and folder.is_dir() and folder.stat().st_ino == old:
-            shutil.rmtree(folder)
+        if old is not None and _inode(folder) == old:
+            with suppress(FileNotFoundError):  # another process has just done so
+                folder.rename(aside)
         try:
             new.rename(folder)
-        except OSError:
-            if not folder.is_dir():
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
             logger.info("%s was built by another process meanwhile: its engine is kept", folder)
     finally:
-        shutil.rmtree(new, ignore_errors=True)
+        for left in (new, aside):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _inode(folder: Path) -> int | None:
+    """Tell a folder from another of its name; None: there is none."""
+    try:
+        return folder.lstat().st_ino
+    except FileNotFoundError:
+        return None
 
 
 def seal(folder: Path) -> None:
     """Leave an engine's files to this user: ONNX Runtime writes with the umask, which may let the group write too."""
-    for file in folder.iterdir():
-        file.chmod(0o600)
+    with suppress(FileNotFoundError):  # another process is just replacing it
+        for file in folder.iterdir():
+            if stat.S_IMODE(file.lstat().st_mode) != 0o600:  # a cache that was built beforehand may be read-only
+                file.chmod(0o600)
 
 
 @contextmanager
@@ -141,14 +155,21 @@ def announced(what: str, where: Path) -> Iterator[None]:
         thread.join()
 
 
-def _prepare(root: Path) -> None:
-    """Make the cache folder, or check the one that is there, and the way to it."""
+def _prepare(root: Path) -> Path:
+    """Make the cache folder, or check the one that is there, and the way to it; return it without links on the way.
+
+    What is returned is what was checked: a link of somebody else that leads here now may lead elsewhere later.
+    """
     try:
-        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        missing = [folder for folder in (root, *root.parents) if not folder.exists()]
+        for folder in reversed(missing):  # parents too are for this user alone, whatever the umask
+            folder.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
         raise EngineCacheError(f"the folder {root} for engines cannot be made: {error.strerror}") from None
     _check_folder(root)
-    for parent in root.resolve().parents:
+    real = root.resolve()
+    _check_folder(real)
+    for parent in real.parents:
         status = parent.stat()
         # In a folder that others can write to, they could put another in this one's place, unless it is sticky.
         if status.st_uid not in (0, os.geteuid()) or (
@@ -156,8 +177,9 @@ def _prepare(root: Path) -> None:
         ):
             raise EngineCacheError(
                 f"engines in {root} cannot be trusted: others than this user can write to {parent}; set "
-                "student.engine_cache (--engine-cache) to a folder below your home"
+                "student.engine_cache (--engine-cache) to a folder below your home that only you can write to"
             )
+    return real
 
 
 def _check_folder(folder: Path) -> None:

@@ -77,8 +77,9 @@ class SessionSettings:
         return [PROVIDERS.get(name, name) for name in names]
 
 
-_ILL_SUITED = {PROVIDERS["cpu"]: ("fp16",), PROVIDERS["cuda"]: ("int8",)}
-"""Precisions that a provider computes only by converting to and from fp32."""
+_ILL_SUITED = {PROVIDERS["cpu"]: ("fp16",), PROVIDERS["cuda"]: ("int8",), PROVIDERS["tensorrt"]: ("int8",)}
+"""Precisions that a provider computes only by converting to and from fp32. TensorRT's int8 has no zero points but 0;
+`export --precision int8`, which is for CPUs, needs others, and TensorRT leaves such operators to CUDA."""
 
 DEFAULTS = SessionSettings()
 
@@ -234,7 +235,7 @@ def tensorrt_options(settings: SessionSettings, graph: Graph) -> dict[str, str]:
         "trt_timing_cache_enable": "1",
         "trt_dump_ep_context_model": "0",
         "trt_fp16_enable": "1" if graph.precision == "fp16" else "0",
-        # Scales come from the file's QuantizeLinear; a file without them would need a calibration table.
+        # Scales come from the file's QuantizeLinear (see _ILL_SUITED); without them a calibration table is needed.
         "trt_int8_enable": "1" if graph.precision == "int8" else "0",
         _LAUNCH: "1" if settings.cuda_graphs and _capturable(graph) else "0",
     }

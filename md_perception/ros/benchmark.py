@@ -8,6 +8,7 @@ falls on both. docs/performance.md explains the figures.
 
 import argparse
 import contextlib
+import difflib
 import json
 import math
 import os
@@ -28,6 +29,7 @@ import md_perception
 from md_perception.bags.types import DETECTIONS, IMAGE, STATUS, TopicQos
 from md_perception.files import write_whole
 from md_perception.metrics.latency import machine
+from md_perception.parameters import TABLE
 from md_perception.ros.environment import DEMO_STUDENT
 from md_perception.ros.harness import (
     INTERRUPTION,
@@ -70,6 +72,9 @@ PROBE_STUDENT = DEMO_STUDENT.with_name("probe.onnx")
 
 WARM_UP_S = 2.0
 """Left out at the beginning of a round."""
+
+MIN_SIDE = 32
+"""Of RGB images, px: smaller ones hold no picture that moves, and a still one is taken for a frozen camera."""
 
 RESULT_TOPICS = {
     "detections": (RESULTS.detections, DETECTIONS),
@@ -183,14 +188,18 @@ def cpu_ns_by_thread(pid: int) -> dict[int, int]:
 
 def measure(options: BenchmarkOptions, parameters: Sequence[str], folder: Path) -> Round:
     """Start the node, send frames, end it, and return what happened. folder: for logs. Raises RunError."""
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"the folder {folder} for the logs cannot be made: {error.strerror}") from None
     trace, sent = folder / "trace.json", folder / "cameras.json"
     environment = own_environment()
     arguments = [f"student.file:={options.student.resolve()}"]
     if options.compressed:
         arguments += ["rgb.transport:=compressed", "thermal.transport:=compressed"]
     command = node_command([*arguments, *parameters])
-    warm_up, images = (round(seconds * options.rate_hz) for seconds in (WARM_UP_S, WARM_UP_S + options.seconds))
+    warm_up = round(WARM_UP_S * options.rate_hz)
+    images = warm_up + round(options.seconds * options.rate_hz)
     cameras = [sys.executable, "-m", "md_perception.ros.cameras", "--rate", str(options.rate_hz)]
     cameras += ["--size", *map(str, options.size), "--images", str(images), "--report", str(sent)]
     cameras += ["--compressed"] if options.compressed else []
@@ -223,7 +232,11 @@ def measure(options: BenchmarkOptions, parameters: Sequence[str], folder: Path) 
         subscriber.statuses,
     )
     if not timeline.frames:
-        raise RunError(f"not one of {images} frames came back whole; the node's log: {folder / 'node.log'}")
+        got = ", ".join(f"{name} {len(times)}" for name, times in subscriber.received.items())
+        raise RunError(
+            f"not one of {images} frames came back whole: {status.processed} were processed, {got} received; does the "
+            f"student give all of these results (--results)? The node's log: {folder / 'node.log'}"
+        )
     used = {thread: after[thread] - before.get(thread, 0) for thread in after}
     inference_ns, frames = inference_cpu_ns(traced["points"], begin_ns, end_ns)
     python = {int(thread): name for thread, name in traced["threads"].items()}
@@ -435,6 +448,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     if not (0 < given.rate < math.inf and 0 < given.seconds < math.inf and given.rounds > 0 and min(given.size) > 0):
         parser.error("--rate, --seconds, --rounds and --size have to be above 0")
+    if round(given.seconds * given.rate) < 2:
+        parser.error(f"--seconds {given.seconds:g} at --rate {given.rate:g} Hz are not two frames: measure for longer")
+    if min(given.size) < MIN_SIDE:
+        parser.error(f"--size: at least {MIN_SIDE} px each, of which thermal has a quarter")
+    known = {declaration.name for declaration in TABLE}
+    for parameter in (*given.parameters, *given.against):
+        name, assigned, _ = parameter.partition(":=")
+        if not assigned or name not in known:  # ROS takes any name, and the run would compare nothing
+            like = difflib.get_close_matches(name, known, n=3)
+            advice = f": did you mean {', '.join(like)}?" if like else ""
+            parser.error(f"{parameter} is not NAME:=VALUE with a parameter of the node{advice}")
     options = BenchmarkOptions(
         student=PROBE_STUDENT if given.probe else given.student,
         rate_hz=given.rate,

@@ -1,6 +1,8 @@
 """Engines are code: which folders they are loaded from, under which name, and what an unfinished one leaves behind."""
 
 import os
+import re
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -71,7 +73,7 @@ def test_whatever_an_engine_depends_on_gives_it_another_folder(change: dict, roo
 
 def test_the_name_of_a_folder_does_not_depend_on_the_order_of_its_parts() -> None:
     assert replace(KEY, shapes=dict(reversed(KEY.shapes.items()))).folder == KEY.folder
-    assert KEY.folder.startswith("scenes-fp16-")
+    assert re.fullmatch("scenes-fp16-[0-9a-f]{24}", KEY.folder)
 
 
 def test_a_build_that_fails_leaves_nothing(root: Path) -> None:
@@ -109,6 +111,36 @@ def test_of_two_processes_that_build_at_once_the_first_stays(root: Path) -> None
     assert os.listdir(root) == [folder.name]
 
 
+def test_of_two_processes_that_replace_an_engine_at_once_the_first_stays(root: Path) -> None:
+    build(root, b"does not load")
+    with building(root, KEY) as slow:
+        (slow / "slow.engine").write_bytes(b"s")
+        folder = build(root, b"quick")
+    assert (folder / "student_sm90.engine").read_bytes() == b"quick"
+    assert os.listdir(root) == [folder.name]
+
+
+def test_an_engine_that_another_process_takes_away_meanwhile_is_no_error(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(root)
+    inode = engine_cache._inode
+
+    def slow(folder: Path) -> int | None:
+        """See the old engine just before another process takes it away."""
+        found = inode(folder)
+        if any(root.glob(".*/new.engine")):
+            shutil.rmtree(folder)
+        return found
+
+    monkeypatch.setattr(engine_cache, "_inode", slow)
+    with building(root, KEY) as new:
+        (new / "new.engine").write_bytes(b"n")
+    assert [file.name for file in root.glob("*/*.engine")] == ["new.engine"]
+    monkeypatch.setattr(engine_cache, "_check_file", lambda file: shutil.rmtree(file.parent))
+    assert find(root, KEY) is None
+
+
 @pytest.mark.parametrize(("mode", "trusted"), [(0o700, True), (0o755, True), (0o770, False), (0o707, False)])
 def test_a_folder_that_others_can_write_to_is_not_trusted(mode: int, trusted: bool, root: Path) -> None:
     folder = build(root)
@@ -144,6 +176,36 @@ def test_a_way_that_others_can_change_is_not_trusted_unless_it_is_sticky(root: P
         find(root, KEY)
     root.parent.chmod(0o1777)  # as /tmp is
     assert find(root, KEY) is not None
+
+
+def test_all_folders_that_are_made_are_for_this_user_alone_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o002)  # that of most desktops: new folders can be written to by the group
+    try:
+        root = tmp_path / ".cache" / "md_perception" / "tensorrt"
+        assert find(root, KEY) is None
+    finally:
+        os.umask(before)
+    assert [path.stat().st_mode & 0o777 for path in (root, root.parent, root.parent.parent)] == [0o700] * 3
+
+
+def test_a_link_on_the_way_is_followed_once(root: Path, tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(root.parent)
+    folder = build(root)
+    assert find(link / root.name, KEY) == folder  # the checked place, wherever the link leads later
+    with building(link / root.name, KEY) as new:
+        assert new.parent == root
+
+
+def test_a_cache_that_was_built_beforehand_is_not_written_to(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = build(root)
+
+    def read_only(*_: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(Path, "chmod", read_only)
+    engine_cache.seal(folder)
+    assert find(root, KEY) == folder
 
 
 @pytest.mark.parametrize("what", ["root", "folder", "file"])

@@ -52,7 +52,14 @@ def test_build_names_what_was_passed_over_and_takes_the_sizes_of_the_file(
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--size", "640"], ["--size", "0x480"], ["--size", "axb"], ["--providers", "gpu"], ["--rounds", "0"]],
+    [
+        ["--size", "640"],
+        ["--size", "0x480"],
+        ["--size", "axb"],
+        ["--size", "64x99999"],
+        ["--providers", "gpu"],
+        ["--rounds", "0"],
+    ],
 )
 def test_a_wrong_command_line_is_refused(arguments: list[str], capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit) as error:

@@ -1,5 +1,6 @@
 """What ONNX Runtime is told for each provider; on machines without a GPU the options are all that can be looked at."""
 
+import hashlib
 import logging
 import os
 from pathlib import Path
@@ -7,13 +8,21 @@ from pathlib import Path
 import onnx
 import onnxruntime
 import pytest
-from fixed_student import write_fixed_student
-from tiny_student import write_tiny_student
+from fixed_student import fixed_model, write_fixed_student
+from tiny_student import set_manifest, tiny_manifest, write_tiny_student
 
 from md_perception.inference import providers
 from md_perception.inference.cuda_driver import Driver, Gpu
-from md_perception.inference.providers import Graph, SessionSettings, cuda_options, session_options, tensorrt_options
-from md_perception.inference.session import Student, StudentError
+from md_perception.inference.engine_cache import EngineKey
+from md_perception.inference.providers import (
+    Graph,
+    SessionSettings,
+    cuda_options,
+    engine_key,
+    session_options,
+    tensorrt_options,
+)
+from md_perception.inference.session import MAX_SIZES, Student, StudentError
 
 SHAPES = {"rgb": (1, 48, 64, 3), "thermal": (1, 12, 16), "rgb_to_thermal": (1, 3, 3)}
 FIXED = Graph("tiny", "fp32", {}, SHAPES, static=True)
@@ -247,6 +256,21 @@ def test_cuda_graphs_are_no_reason_to_build_an_engine_anew(tensorrt: Started, tm
     assert [asked[0][1]["trt_cuda_graph_enable"] for asked in tensorrt.asked] == ["1", "0"]
 
 
+def test_the_key_of_an_engine_says_all_that_it_depends_on(tensorrt: Started) -> None:
+    options = {"trt_fp16_enable": "1", "trt_cuda_graph_enable": "1"}
+    assert engine_key(b"a student", options, Graph("tiny", "fp16", {}, SHAPES)) == EngineKey(
+        student="tiny",
+        file_sha256=hashlib.sha256(b"a student").hexdigest(),
+        precision="fp16",
+        shapes=SHAPES,
+        options={"trt_fp16_enable": "1"},
+        onnxruntime=onnxruntime.__version__,
+        tensorrt="10.9.0",
+        gpu="NVIDIA Imaginary 9000",
+        compute_capability="9.1",
+    )
+
+
 def test_a_camera_of_another_size_has_an_engine_of_its_own(tensorrt: Started, tmp_path: Path) -> None:
     path = write_tiny_student(tmp_path / "mask.onnx", tasks=("segmentation",))
     student = Student.load(path, settings(tmp_path, rgb_size=(64, 48), thermal_size=(16, 12)))
@@ -315,3 +339,26 @@ def test_an_engine_inside_a_student_file_is_refused(
     with pytest.raises(StudentError, match=problem):
         Student.load(path, settings(tmp_path))
     assert tensorrt.asked == []
+
+
+def test_sessions_of_sizes_that_are_no_longer_used_are_given_up(tensorrt: Started, tmp_path: Path) -> None:
+    path = write_tiny_student(tmp_path / "mask.onnx", tasks=("segmentation",))
+    student = Student.load(path, settings(tmp_path, rgb_size=(64, 48), thermal_size=(16, 12)))
+    for width in range(65, 65 + MAX_SIZES):
+        student.warm_up((width, 48), (16, 12))
+    assert len(tensorrt.asked) == 1 + MAX_SIZES
+    student.warm_up((66, 48), (16, 12))  # is kept still
+    assert len(tensorrt.asked) == 1 + MAX_SIZES
+    student.warm_up((64, 48), (16, 12))  # the oldest is not
+    assert len(tensorrt.asked) == 2 + MAX_SIZES
+
+
+@pytest.mark.parametrize(("precision", "warned"), [("int8", True), ("fp16", False)])
+def test_int8_which_is_for_cpus_is_warned_of_on_tensorrt(
+    precision: str, warned: bool, tensorrt: Started, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = fixed_model()
+    set_manifest(model, tiny_manifest(precision=precision))
+    onnx.save(model, tmp_path / "student.onnx")
+    assert Student.load(tmp_path / "student.onnx", settings(tmp_path)).provider == "TensorrtExecutionProvider"
+    assert ("made for another processor: TensorrtExecutionProvider runs int8" in caplog.text) == warned

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from data_trees import write_kaist, write_yolo
+from fixed_student import write_fixed_student
 
 from md_perception.inference.session import SessionSettings, Student
 from md_perception.labels import DETECTION
@@ -200,6 +201,12 @@ def test_a_checkpoint_and_its_export_are_scored_on_a_data_set_by_name(tmp_path, 
         assert len(of_image.scores) == len(expected.scores) > 5
         np.testing.assert_allclose(of_image.boxes[:, :2], expected.boxes[:, :2] + 1, atol=1e-3)
         np.testing.assert_allclose(of_image.scores, expected.scores, atol=1e-6)
+
+
+def test_a_fixed_file_is_scored_on_scenes_of_its_own_size(tmp_path, md_training):
+    file = write_fixed_student(tmp_path / "fixed.onnx")  # trained on 640x480 with another thermal camera
+    md_training(f"evaluate {file} --scenes 1 --workers 0 --json-out {tmp_path}/found.json")
+    assert "AP50 [1 held-out scenes, all]" in json.loads((tmp_path / "found.json").read_text())
 
 
 def test_the_miss_rate_counts_what_is_not_found(tmp_path, md_training, monkeypatch):

@@ -15,6 +15,7 @@ from torch import nn
 from md_perception.inference.manifest import MANIFEST_KEY, Manifest
 from md_perception.inference.session import Student as ExportedStudent
 from md_perception.inference.session import StudentError
+from md_perception.inference.student_file import StudentFile
 from md_training import export as exporting
 from md_training.checkpoint import Checkpoint
 from md_training.data.augment import NO_AUGMENTATION
@@ -135,6 +136,14 @@ def test_any_camera_gets_what_torch_computes(
     assert (found.detections.boxes <= np.array([*size, *size])).all()
 
 
+def test_masks_of_any_size_are_known_to_be_of_the_cameras(file: Path) -> None:
+    # Else TensorRT refuses a segmentation student of any size, and CUDA cannot have its buffers ready.
+    student = StudentFile.read(file)
+    shapes = student.output_shapes(student.dimensions((90, 70), (40, 32)))
+    assert shapes == {"mask": ("uint8", (1, 70, 90)), "confidence": ("uint8", (1, 70, 90))}
+    assert not student.static(student.dimensions((90, 70), (40, 32)))  # any number of detections
+
+
 def test_mask_and_confidence_are_those_of_a_full_softmax(joint: Checkpoint) -> None:
     sample = painted_sample(31, (256, 192), SENSOR)  # twice the network: no bars
     graph = StudentGraph(joint.network, DetectionLimits(), raw_heads=True)
@@ -203,8 +212,9 @@ def test_a_fixed_file_finds_what_torch_finds_and_says_where_the_objects_end(
     ("changes", "sizes", "message"),
     [
         ({}, {"fixed_thermal": (40, 32)}, "give both"),
-        ({}, {"fixed": (0, 120)}, "give width and height"),
+        ({}, {"fixed": (3, 120)}, "give width and height from 4 to"),
         ({"inputs": ("thermal",)}, {"fixed": (40, 32), "fixed_thermal": (80, 64)}, "thermal images alone"),
+        ({"inputs": ("rgb",)}, {"fixed": (64, 48), "fixed_thermal": (40, 32)}, "takes no thermal images"),
     ],
 )
 def test_sizes_that_make_no_sense_are_refused(joint: Checkpoint, changes: dict, sizes: dict, message: str) -> None:
@@ -235,6 +245,8 @@ def test_folding_the_input_changes_nothing_not_even_at_borders_and_bars(
 ) -> None:
     torch.manual_seed(5)
     network = make_network(replace(JOINT, architecture=architecture, inputs=inputs)).eval()  # type: ignore[arg-type]
+    for backbone in network.backbones():  # an untrained one has the same weights for thermal as for RGB
+        nn.init.normal_(backbone.stem[0].weight, std=0.05)
     folded = fold_input(copy.deepcopy(network))
     assert [backbone.stem[0].in_channels for backbone in folded.backbones()] == channels
     sample = painted_sample(4, (160, 90), SENSOR)  # bars above and below

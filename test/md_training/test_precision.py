@@ -16,21 +16,28 @@ from md_perception.inference.manifest import Manifest
 from md_perception.inference.providers import Graph, SessionSettings, session_options
 from md_perception.inference.session import Student
 from md_perception.inference.student_file import StudentFile
+from md_perception.results import StudentOutput
 from md_training.__main__ import export as export_command
+from md_training.data.sample import Sample
 from md_training.data.splits import DataError
 from md_training.data.synthetic import SceneData
+from md_training.evaluate import answer_of_student
 from md_training.export import ExportError
 from md_training.precision import (
+    HEADROOM,
+    LARGEST_FP16,
     Comparison,
     Data,
     Lowering,
     Precision,
     Trial,
+    compare,
     data_for,
     extract,
     features,
     fp16,
     int8,
+    largest_activation,
     last_convolutions,
     lower,
     with_network,
@@ -172,9 +179,25 @@ def test_fp16_stays_within_the_network() -> None:
 
 
 def test_fp16_is_refused_where_activations_come_near_its_largest_number() -> None:
-    # conv_model's stem gives values within about 3: 3 x 8000 is within a factor of 8 of 65504.
+    model = conv_model(gain=2000)
+    largest, _ = largest_activation(model, extract(model), INPUTS)
+    assert LARGEST_FP16 / HEADROOM < largest < LARGEST_FP16
     with pytest.raises(ExportError, match=r"reach .*e\+04: too near to fp16's largest number, 65504"):
-        fp16(conv_model(gain=8000), INPUTS)
+        fp16(model, INPUTS)
+
+
+def test_two_precisions_take_turns_at_being_first(student: Path, data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    fp32, other = Student.load(student), Student.load(student)
+    order: list[Student] = []
+
+    def answer(asked: Student, sample: Sample) -> tuple[Sample, StudentOutput]:
+        order.append(asked)
+        return answer_of_student(asked, sample)
+
+    monkeypatch.setattr("md_training.precision.answer_of_student", answer)
+    compare(fp32, other, data.held_out, data.title)
+    assert order[:2] == [fp32, other]  # the first calls, which are not timed
+    assert order[2:] == [other, fp32, fp32, other]
 
 
 @pytest.mark.parametrize(("precision", "least", "most"), [("fp16", 0, 0.5), ("int8", 0.5, 20)])

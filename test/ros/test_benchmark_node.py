@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -17,7 +18,17 @@ from probe_student import BOX_SHARES, OBJECTS, SCORE, probe_model
 pytest.importorskip("rclpy", reason="needs ROS 2: run through `make test`, or source .ci/env.sh")
 
 from md_perception.inference.session import Student
-from md_perception.ros.benchmark import PROBE_STUDENT, Load, Round, _load, _ratios, cpu_ns_by_thread, main
+from md_perception.ros.benchmark import (
+    PROBE_STUDENT,
+    BenchmarkOptions,
+    Load,
+    Round,
+    _load,
+    _ratios,
+    cpu_ns_by_thread,
+    main,
+    measure,
+)
 from md_perception.ros.harness import Accounting, RunError, wait_for
 from md_perception.ros.timeline import (
     LATENCY,
@@ -183,6 +194,32 @@ def test_options_that_make_no_sense_are_refused(arguments: list[str], capsys: py
     with pytest.raises(SystemExit, match="2"):
         main(arguments)
     assert "--rate, --seconds, --rounds and --size have to be above 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--rate", "0.1", "--seconds", "5"], "--seconds 5 at --rate 0.1 Hz are not two frames"),
+        (["--size", "64", "31"], "--size: at least 32 px each"),
+        (
+            ["--against", "rgb.queue_deepth:=5"],
+            "rgb.queue_deepth:=5 is not NAME:=VALUE .* did you mean rgb.queue_depth",
+        ),
+        (["--parameters", "queue_depth"], "queue_depth is not NAME:=VALUE with a parameter of the node"),
+    ],
+)
+def test_what_could_not_be_measured_is_refused_before_it_starts(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_a_folder_that_cannot_be_made_is_said_in_a_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="for the logs cannot be made: Not a directory"):
+        measure(BenchmarkOptions(), (), tmp_path / "file" / "round-1-a")
 
 
 def test_a_benchmark_of_seconds_accounts_for_every_frame(tmp_path: Path) -> None:
