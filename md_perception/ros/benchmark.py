@@ -335,7 +335,8 @@ def _report(
             "numpy": np.__version__,
             "middleware": get_rmw_implementation_identifier(),
         },
-        "options": {name: str(v) if isinstance(v, Path) else v for name, v in vars(options).items()},
+        # Names of files alone: where they lie says nothing to others.
+        "options": {name: v.name if isinstance(v, Path) else v for name, v in vars(options).items()},
         "variants": described,
         "ratios": _ratios(rounds) if len(rounds) == 2 else {},
         "problems": problems,

@@ -242,6 +242,7 @@ def draw(report: Report, path: Path) -> None:
     path: .png, .svg or .pdf. Raises ValueError where matplotlib is missing or no network was timed.
     """
     try:
+        from matplotlib import colormaps
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -263,7 +264,8 @@ def draw(report: Report, path: Path) -> None:
             knee = rate / rates[COPY, "fp32"]
             left, right = min(low, knee / 8), max(high, 2 * knee)
             axes.plot([left, knee, right], [rate * left / knee, rate, rate], label=f"{GEMM} {precision} and {COPY}")
-    colours = {name: f"C{index + 1}" for index, name in enumerate(dict.fromkeys(row.name for row, _, _ in points))}
+    names = list(dict.fromkeys(row.name for row, _, _ in points))
+    colours = dict(zip(names, itertools.cycle(colormaps["tab20"].colors), strict=False))  # type: ignore[attr-defined]
     runtimes = dict.fromkeys(f"{row.runtime} {row.precision}" for row, _, _ in points)
     markers = dict(zip(runtimes, itertools.cycle("osD^vPX*"), strict=False))
     for row, x, y in points:

@@ -60,10 +60,7 @@ def demo_boxes(scene: Scene, view: RgbView) -> Detections:
 
 @pytest.mark.long
 def test_with_the_demo_student() -> None:
-    """The goal, all within 2 frames, is missed by one person who is half visible for less than 0.2 s.
-
-    docs/integration.md has the figures of more drives.
-    """
+    """The goal, all within 2 frames, is missed by one person who is half visible for less than 0.2 s."""
     drives = [drive(seed, demo_boxes, frames=30, size=SIZE) for seed in (*CROSSINGS, 4, 16, 19, 20, 35)]
     report(drives)
     marked = [after for found in drives for after in found.marked_after]
