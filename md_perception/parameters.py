@@ -324,6 +324,14 @@ TABLE: tuple[Declaration, ...] = (
         read_only=True,
     ),
     Declaration(
+        "student.max_batch",
+        0,
+        "most images of several cameras in one process (md_cameras) that the student answers at once; 0: 1 on a CPU, "
+        "which gains nothing by more, 4 on a GPU",
+        bounds=(0, 64),
+        read_only=True,
+    ),
+    Declaration(
         "student.cuda_graphs",
         True,
         "launch a student of fixed shapes (export --fixed) on a GPU as one graph",
@@ -592,6 +600,7 @@ class Parameters:
     student_thermal_file: str
     student_providers: list[str]
     student_threads: int
+    student_max_batch: int
     student_cuda_graphs: bool
     student_engine_cache: str
     student_warm_up_rgb_size: list[int]
@@ -736,6 +745,7 @@ class Parameters:
         return SessionSettings(
             providers=tuple(self.student_providers),
             threads=self.student_threads,
+            max_batch=self.student_max_batch,
             cuda_graphs=self.student_cuda_graphs,
             engine_cache=Path(self.student_engine_cache).expanduser() if self.student_engine_cache else None,
             rgb_size=self.rgb_size,

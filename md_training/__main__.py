@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import track
 
+from md_perception.files import write_whole
 from md_perception.inference.session import Student
 from md_perception.inference.student_file import StudentFile
 from md_perception.labels import DETECTION
@@ -26,7 +27,7 @@ from md_training.data.check import data_command
 from md_training.experiments.command import experiments
 from md_training.figures.command import figures_command
 from md_training.miss_rate import miss_rate_command
-from md_training.precision import DEFAULTS, Lowering, Precision, data_for, lower
+from md_training.precision import DEFAULTS, Data, Lowering, Precision, check_truth, data_for, data_for_file, lower
 from md_training.presets import PRESETS, PRESETS_HELP, Run
 
 if TYPE_CHECKING:
@@ -176,7 +177,7 @@ def evaluate(
     if not figures:  # what the set annotates is not in these images
         raise _nothing_to_score(shown.title, tasks)
     if json_out is not None:
-        json_out.write_text(json.dumps(figures, indent=2) + "\n")
+        write_whole(json_out, (json.dumps(figures, indent=2) + "\n").encode())
     if trained is not None:
         set_metrics(file, figures if data is None else trained.metrics | figures)
 
@@ -220,6 +221,7 @@ def export(
     """
     from md_training.checkpoint import load
     from md_training.export import export as run_export
+    from md_training.export import fixed_sizes
     from md_training.model_card import write_model_card
 
     card = out.with_suffix(".md")
@@ -236,6 +238,16 @@ def export(
             f"{source} is exported already: only its precision can be lowered, for all else give the checkpoint.pt"
         )
     trained = None if exported else load(source)
+    data: Data | None = None
+    if precision != "fp32":  # beforehand: what is wrong with the data is told before the export, which takes minutes
+        if trained is None:
+            data = data_for_file(StudentFile.read(source), lowering)
+        else:
+            camera, thermal = fixed_sizes(trained.run, fixed, fixed_thermal)
+            inputs = trained.run.network.inputs
+            rgb_size, thermal_size = camera if "rgb" in inputs else None, thermal if "thermal" in inputs else None
+            data = data_for(rgb_size, thermal_size, trained.run.data, lowering)
+            check_truth({*trained.run.network.tasks} - {*data.tasks}, data.title, precision)
     with TemporaryDirectory() as folder:
         fp32 = source if exported else out if precision == "fp32" else Path(folder) / out.name
         if trained is not None:
@@ -248,8 +260,7 @@ def export(
                 fixed=fixed,
                 fixed_thermal=fixed_thermal,
             )
-        if precision != "fp32":
-            data = data_for(StudentFile.read(fp32), None if trained is None else trained.run.data, lowering)
+        if data is not None:
             print(lower(fp32, out, precision, data, lowering, name).table())
     write_model_card(card, out, StudentFile.read(out).manifest, trained)
 

@@ -147,8 +147,3 @@ def answer_of_student(student: ExportedStudent, sample: Sample) -> tuple[Sample,
 def evaluate(network: Network, samples: Iterable[Sample], limits: DetectionLimits | None = None) -> dict[str, Scores]:
     """Return the scores by subset, see Answers.scores; arguments as of `answers`."""
     return answers(network, samples, limits).scores()
-
-
-def evaluate_student(student: ExportedStudent, samples: Iterable[Sample]) -> dict[str, Scores]:
-    """Return the scores of an exported file by subset, see Answers.scores; arguments as of `answers_of_student`."""
-    return answers_of_student(student, samples).scores()

@@ -1,10 +1,12 @@
 """Export of a student to the one ONNX file that the node runs, checked against torch before it is written.
 
 The graph takes raw camera images and gives final results in camera pixels (md_perception.inference runs it):
-inputs `rgb` uint8 [1, H, W, 3], `thermal` uint8 [1, h, w], `rgb_to_thermal` float32 [1, 3, 3]; outputs `boxes`
-float32 [N, 4], `scores` float32 [N], `labels` int64 [N], `mask` and `confidence` uint8 [1, H, W]. What a student does
-not use or does not do is absent; a thermal-only one takes `thermal` alone and gives its results in thermal pixels. All
-image sizes are dynamic, or all are fixed: then so is N, and the rows that stand for no object have a score below 0.
+inputs `rgb` uint8 [B, H, W, 3], `thermal` uint8 [B, h, w], `rgb_to_thermal` float32 [B, 3, 3]; outputs `boxes`
+float32 [N, 4], `scores` float32 [N], `labels` int64 [N], `image_index` int64 [N], `mask` and `confidence` uint8
+[B, H, W]. The N objects are those of the first image, then those of the next; `image_index` says of which a row is.
+What a student does not use or does not do is absent; a thermal-only one takes `thermal` alone and gives its results in
+thermal pixels. All image sizes are dynamic, and B, or all are fixed: then B is 1 and `image_index` absent, N is fixed
+too, and the rows that stand for no object have a score below 0.
 """
 
 import copy
@@ -12,21 +14,23 @@ import hashlib
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 import torch
 from onnx import helper, numpy_helper
+from onnxscript import opset20
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 import md_perception
-from md_perception.inference.manifest import Manifest
+from md_perception.inference.manifest import FORMAT_VERSION, Manifest, check_name
 from md_perception.inference.student_file import MAX_SIDE
 from md_perception.labels import SEGMENTATION
 from md_training.checkpoint import Checkpoint
@@ -42,7 +46,7 @@ from md_training.models.networks import (
     inference_copy,
     select_inputs,
 )
-from md_training.postprocess import DetectionLimits, detect, detect_padded, segment
+from md_training.postprocess import NMS_IOU, DetectionLimits, detect_batch, detect_padded, segment
 from md_training.preprocess import MEAN, SEEN, STD, THERMAL_MEAN, folded_input, network_input, thermal_input
 from md_training.presets import Run
 
@@ -63,6 +67,16 @@ MASK_TOLERANCE = 1e-4
 """Share of mask pixels that may differ (ties between two classes)."""
 CONFIDENCE_TOLERANCE = 2
 """Levels of 255."""
+
+
+def _suppress(boxes: Any, scores: Any, maximum: int) -> Any:
+    """Return postprocess.suppress in ONNX: of (image, class, row) of what is kept, the first and the last."""
+    kept = opset20.NonMaxSuppression(boxes, opset20.Unsqueeze(scores, [1]), [maximum], [NMS_IOU])
+    return opset20.Gather(kept, [0, 2], axis=1)
+
+
+TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {torch.ops.md_training.suppress.default: _suppress}
+"""What the exporter makes of operators of our own."""
 
 
 class ExportError(RuntimeError):
@@ -108,7 +122,7 @@ class StudentGraph(nn.Module):
         results: tuple[Tensor, ...] = ()
         raw: tuple[Tensor, ...] = ()
         if outputs.detection is not None:
-            detection = detect_padded if self.padded else detect
+            detection = detect_padded if self.padded else detect_batch
             results += detection(outputs.detection, self.network.anchors, box, self.limits)
             raw += (outputs.detection.classes, outputs.detection.deltas)
         if outputs.segmentation is not None:
@@ -120,7 +134,7 @@ class StudentGraph(nn.Module):
         names: list[str] = []
         raw: list[str] = []
         if "detection" in self.network.settings.tasks:
-            names += ["boxes", "scores", "labels"]
+            names += ["boxes", "scores", "labels", *([] if self.padded else ["image_index"])]
             raw += RAW_HEADS[:2]
         if "segmentation" in self.network.settings.tasks:
             names += ["mask", "confidence"]
@@ -145,12 +159,13 @@ def export(
     graph. fixed: (width, height) px of the only camera images that the file will take, with all shapes in it fixed, for
     CUDA graphs and TensorRT; fixed_thermal: of the thermal ones, by default the size that it was trained for. samples:
     what the file is checked on, of the fixed sizes where there are such; by default a few held-out scenes.
-    Raises ValueError for a score threshold outside 0..1 or a size that is none, and ExportError, with nothing written,
+    Raises ValueError for a name, a score threshold or a size that is none, and ExportError, with nothing written,
     where torch and ONNX Runtime disagree beyond the tolerances above.
     """
     if not 0 <= score_threshold <= 1:
         raise ValueError(f"score threshold {score_threshold:g}: scores are probabilities, choose one from 0 to 1")
     run = checkpoint.run
+    check_name(name or run.name)
     camera_size, thermal_size = fixed_sizes(run, fixed, fixed_thermal)
     reference = inference_copy(checkpoint.network).cpu()
     folded = fold_input(fold_batch_norm(copy.deepcopy(reference)))
@@ -172,6 +187,7 @@ def export(
     drop_outputs(model, RAW_HEADS)
 
     manifest = Manifest(
+        format_version=1 if fixed else FORMAT_VERSION,
         name=name or run.name,
         role="teacher" if run.network.architecture == "two_stream" else "student",
         tasks=run.network.tasks,
@@ -239,16 +255,19 @@ def fixed_sizes(
 def to_onnx(
     graph: StudentGraph, camera_size: tuple[int, int], thermal_size: tuple[int, int], *, fixed: bool = False
 ) -> onnx.ModelProto:
-    """Trace the graph. Sizes: (width, height) px of the images it is traced with; fixed: no others can then be run."""
+    """Trace the graph. Sizes: (width, height) px of the images it is traced with; fixed: no others can then be run,
+    and no more than one.
+    """
+    batch = 1 if fixed else 2  # torch takes a size of 1 for one that never changes
     images = {
-        "rgb": torch.zeros(1, camera_size[1], camera_size[0], 3, dtype=torch.uint8),
-        "thermal": torch.zeros(1, thermal_size[1], thermal_size[0], dtype=torch.uint8),
-        "rgb_to_thermal": torch.eye(3)[None],
+        "rgb": torch.zeros(batch, camera_size[1], camera_size[0], 3, dtype=torch.uint8),
+        "thermal": torch.zeros(batch, thermal_size[1], thermal_size[0], dtype=torch.uint8),
+        "rgb_to_thermal": torch.eye(3).repeat(batch, 1, 1),
     }
     sizes: dict[str, dict[int, torch.export.Dim]] = {
-        "rgb": {1: torch.export.Dim("H"), 2: torch.export.Dim("W")},
-        "thermal": {1: torch.export.Dim("h"), 2: torch.export.Dim("w")},
-        "rgb_to_thermal": {},
+        "rgb": {0: torch.export.Dim("B"), 1: torch.export.Dim("H"), 2: torch.export.Dim("W")},
+        "thermal": {0: torch.export.Dim("B"), 1: torch.export.Dim("h"), 2: torch.export.Dim("w")},
+        "rgb_to_thermal": {0: torch.export.Dim("B")},
     }
     names = input_names(graph.network)
     inputs, dynamic = {name: images[name] for name in names}, {name: sizes[name] for name in names}
@@ -262,12 +281,14 @@ def to_onnx(
             dynamic_shapes=None if fixed else dynamic,
             output_names=graph.output_names(),
             opset_version=OPSET,
+            custom_translation_table=TRANSLATIONS,
             verbose=False,
         )
     assert program is not None
     model = program.model_proto
     model.producer_name, model.producer_version = "md_training", md_perception.__version__
     del model.metadata_props[:]
+    _state_scales(model.graph)
     _strip_traces(model.graph)
     return model
 
@@ -383,16 +404,21 @@ class Agreement:
 
 @torch.no_grad()
 def check(model: onnx.ModelProto, graph: StudentGraph, samples: Sequence[Sample]) -> Agreement:
-    """Run both on the samples and compare; raise ExportError where they differ beyond the tolerances."""
+    """Run both on the samples, two of them as a batch, too, and compare.
+
+    Raises ExportError where they differ beyond the tolerances.
+    """
     runner = session(model)
-    names = graph.output_names()
+    names = [output.name for output in runner.get_outputs()]
     raw = box_px = score = mask_share = confidence = 0.0
     detections = 0
-    for sample in samples:
-        inputs = {name: getattr(sample, name)[None] for name in input_names(graph.network)}
-        expected = dict(
-            zip(names, graph(**{key: torch.from_numpy(value) for key, value in inputs.items()}), strict=True)
-        )
+    batches = [[sample] for sample in samples]
+    if isinstance(runner.get_inputs()[0].shape[0], str):  # a batch of any size
+        batches.append([sample for sample in samples if _shapes(sample) == _shapes(samples[0])][-2:])
+    for batch in batches:
+        inputs = {name: np.stack([getattr(sample, name) for sample in batch]) for name in input_names(graph.network)}
+        results = graph(**{key: torch.from_numpy(value) for key, value in inputs.items()})
+        expected = dict(zip(graph.output_names(), results, strict=True))
         found = dict(zip(names, runner.run(names, inputs), strict=True))
         for head in RAW_HEADS:
             if head in expected:
@@ -404,7 +430,8 @@ def check(model: onnx.ModelProto, graph: StudentGraph, samples: Sequence[Sample]
         if "boxes" in expected:
             objects = found["scores"] >= 0  # a file of fixed shapes has rows that stand for none
             found |= {key: found[key][objects] for key in ("boxes", "scores", "labels")}
-            truth = {key: expected[key].numpy() for key in ("boxes", "scores", "labels")}
+            found.setdefault("image_index", np.zeros_like(found["labels"]))
+            truth = {key: expected[key].numpy() for key in _ROWS}
             for one, other in ((truth, found), (found, truth)):
                 box, points = unmatched(one, other, graph.limits.score_threshold)
                 box_px, score = max(box_px, box), max(score, points)
@@ -426,15 +453,16 @@ def check(model: onnx.ModelProto, graph: StudentGraph, samples: Sequence[Sample]
 
 
 def unmatched(one: dict[str, np.ndarray], other: dict[str, np.ndarray], threshold: float) -> tuple[float, float]:
-    """Return the largest box (px) and score difference between each detection of one and its nearest of the other.
+    """Return the largest box (px) and score difference between each detection of one and the image's nearest of the
+    other.
 
     Detections within SCORE_TOLERANCE of the threshold may be on either side of it and are left out.
     """
     box_px = score = 0.0
-    for box, points, label in zip(one["boxes"], one["scores"], one["labels"], strict=True):
+    for box, points, label, image in zip(*(one[key] for key in _ROWS), strict=True):
         if points < threshold + SCORE_TOLERANCE:
             continue
-        same = other["labels"] == label
+        same = (other["labels"] == label) & (other["image_index"] == image)
         if not same.any():
             return float("inf"), float("inf")
         distance = np.abs(other["boxes"][same] - box).max(axis=1)
@@ -442,6 +470,14 @@ def unmatched(one: dict[str, np.ndarray], other: dict[str, np.ndarray], threshol
         box_px = max(box_px, float(distance[best]))
         score = max(score, float(abs(other["scores"][same][best] - points)))
     return box_px, score
+
+
+_ROWS = ("boxes", "scores", "labels", "image_index")
+"""Outputs with a row for each object."""
+
+
+def _shapes(sample: Sample) -> tuple[tuple[int, ...], ...]:
+    return sample.rgb.shape, sample.thermal.shape
 
 
 def drop_outputs(model: onnx.ModelProto, names: Sequence[str]) -> None:
@@ -458,6 +494,31 @@ def weights_sha256(model: onnx.ModelProto) -> str:
         digest.update(initialiser.name.encode())
         digest.update(numpy_helper.to_array(initialiser).tobytes())
     return digest.hexdigest()
+
+
+def _state_scales(graph: onnx.GraphProto) -> None:
+    """Let resizing by whole numbers say by how much, instead of computing its size from that of a batch, in place.
+
+    ONNX Runtime keeps its own layout of channels only through resizes that it knows beforehand.
+    """
+    shapes = {value.name: [size.dim_value for size in value.type.tensor_type.shape.dim] for value in graph.value_info}
+    for node in graph.node:
+        if node.op_type == "Resize" and len(node.input) == 4:
+            before, after = (shapes[name][2:] for name in (node.input[0], node.output[0]))
+            if all(old and new and new % old == 0 for old, new in zip(before, after, strict=True)):
+                scales = np.array([1, 1, *(new / old for old, new in zip(before, after, strict=True))], np.float32)
+                graph.initializer.append(numpy_helper.from_array(scales, f"{node.output[0]}.scales"))
+                del node.input[2:]
+                node.input.append(graph.initializer[-1].name)
+    read = {output.name for output in graph.output}
+    for node in reversed(list(graph.node)):  # what computed the sizes
+        if read.isdisjoint(node.output):
+            graph.node.remove(node)
+        else:
+            read.update(node.input)
+    stored = [item for item in graph.initializer if item.name in read]
+    del graph.initializer[:]
+    graph.initializer.extend(stored)
 
 
 def _strip_traces(graph: onnx.GraphProto) -> None:

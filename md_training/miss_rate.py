@@ -74,6 +74,7 @@ def write_results(path: Path, detections: Iterable[Detections], label: int) -> N
 
     Our boxes are 0-based corners, the format's are 1-based; one pixel off costs up to 0.9 points of miss rate.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as lines:
         for number, found in enumerate(detections, start=1):
             mine = found.labels == label

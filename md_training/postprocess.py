@@ -34,12 +34,42 @@ def detect(
 
     Returns boxes float32 (N, 4), xyxy, camera px, clipped to the camera image; scores float32 (N,); labels int64 (N,).
     """
+    return detect_batch(logits, anchors, box, limits)[:3]
+
+
+def detect_batch(
+    logits: DetectionLogits, anchors: Tensor, box: Letterbox, limits: DetectionLimits
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the objects of a batch, image after image, each as `detect` returns them alone.
+
+    Returns boxes, scores and labels as `detect`, and the image of each row, int64 (N,), 0 to B - 1.
+    """
     boxes, scores, labels = candidates(logits, anchors, box, limits)
     # Classes do not suppress each other: each is moved to a plane of its own. (batched_nms does not export.)
     plane = (box.width + box.height) * labels.to(boxes.dtype)
-    keep = nms(boxes + plane[:, None], scores, NMS_IOU)[: limits.maximum]
-    keep = keep[scores[keep] >= limits.score_threshold]
-    return boxes[keep], scores[keep], labels[keep]
+    image, row = suppress(boxes + plane[..., None], scores, limits.maximum).unbind(dim=1)
+    row = row + image * scores.shape[1]
+    kept = scores.flatten()[row]
+    above = kept >= limits.score_threshold
+    row = row[above]
+    return boxes.flatten(0, 1)[row], kept[above], labels.flatten()[row], image[above]
+
+
+@torch.library.custom_op("md_training::suppress", mutates_args=())
+def suppress(boxes: Tensor, scores: Tensor, maximum: int) -> Tensor:
+    """Return int64 (N, 2), image and row of the boxes that greedy suppression keeps, at most `maximum` of an image.
+
+    boxes: float32 (B, K, 4), xyxy. scores: float32 (B, K). The images come in their order, their rows by score.
+    ONNX has an operator for a batch and torchvision none, hence an operator of our own: export.TRANSLATIONS.
+    """
+    kept = [nms(*one, NMS_IOU)[:maximum] for one in zip(boxes, scores, strict=True)]
+    images = [torch.full_like(rows, index) for index, rows in enumerate(kept)]
+    return torch.stack([torch.cat(images), torch.cat(kept)], dim=1)
+
+
+@suppress.register_fake
+def _(boxes: Tensor, scores: Tensor, maximum: int) -> Tensor:
+    return boxes.new_empty((torch.library.get_ctx().new_dynamic_size(), 2), dtype=torch.int64)
 
 
 def detect_padded(
@@ -50,7 +80,7 @@ def detect_padded(
     Returns boxes (K, 4), scores (K,) and labels (K,) with K the limits' maximum (or all candidates, where they are
     fewer); beyond the objects that were found boxes and labels are 0 and scores NO_OBJECT.
     """
-    boxes, scores, labels = candidates(logits, anchors, box, limits)
+    boxes, scores, labels = (values[0] for values in candidates(logits, anchors, box, limits))
     keep = unsuppressed(boxes, labels) & (scores >= limits.score_threshold)
     scores, best = torch.where(keep, scores, NO_OBJECT).topk(min(limits.maximum, len(scores)))
     found = scores >= 0
@@ -77,12 +107,18 @@ def unsuppressed(boxes: Tensor, labels: Tensor) -> Tensor:
 def candidates(
     logits: DetectionLogits, anchors: Tensor, box: Letterbox, limits: DetectionLimits
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the best (anchor, class) pairs of a batch of one image before the suppression; tensors as of `detect`."""
-    class_logits, deltas = logits.classes[0].float(), logits.deltas[0].float()  # A, K and A, 4
-    classes = class_logits.shape[1]
-    scores, order = class_logits.reshape(-1).topk(min(limits.candidates, class_logits.numel()))
+    """Return the best (anchor, class) pairs of each image of a batch before the suppression, highest score first.
+
+    Returns boxes float32 (B, K, 4), scores float32 (B, K) and labels int64 (B, K), else as `detect`.
+    """
+    class_logits, deltas = logits.classes.float(), logits.deltas.float()  # B, A, classes and B, A, 4
+    places, classes = class_logits.shape[1:]
+    count = min(limits.candidates, places * classes)
+    scores, order = class_logits.flatten(1).topk(count)
     anchor, labels = order // classes, order % classes
-    return boxes_to_camera(decode_boxes(deltas[anchor], anchors[anchor]), box), scores.sigmoid(), labels
+    moved = deltas.gather(1, anchor[..., None].expand(-1, -1, 4))
+    boxes = decode_boxes(moved.flatten(0, 1), anchors[anchor.flatten()])
+    return boxes_to_camera(boxes, box).unflatten(0, (-1, count)), scores.sigmoid(), labels
 
 
 def segment(

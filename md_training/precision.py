@@ -16,7 +16,7 @@ import copy
 import logging
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,11 +26,12 @@ import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper, shape_inference
 
+from md_perception.inference.manifest import check_name
 from md_perception.inference.session import SessionSettings, Student
-from md_perception.inference.student_file import StudentFile
+from md_perception.inference.student_file import Size, StudentFile
 from md_training.data.pairs import PairData
 from md_training.data.sample import Sample
-from md_training.data.sources import ReadSamples, Source
+from md_training.data.sources import PairSource, ReadSamples, Source
 from md_training.data.splits import DataError
 from md_training.data.synthetic import SceneData, evaluation_seeds, render
 from md_training.evaluate import Answers, answer_of_student
@@ -64,7 +65,7 @@ class Lowering:
     calibration_data: Path | None = None
     """Folder with the user's own pairs, labelled or not (`md_bag extract`); by default the student's training data."""
     calibration_split: str = ""
-    """List of that folder; by default everything."""
+    """List of that folder; by default everything but what is held out."""
     held_out: int = 150
     """Held-out samples on which both precisions are scored."""
     held_out_data: Path | None = None
@@ -81,7 +82,7 @@ class Lowering:
     `backbone.stem` or `detector.neck`."""
 
     def __post_init__(self) -> None:
-        if min(self.calibration_samples, self.held_out) < 1 or self.max_loss < 0:
+        if min(self.calibration_samples, self.held_out) < 1 or not self.max_loss >= 0:
             raise ValueError("calibration_samples and held_out are at least 1, max_loss at least 0")
 
 
@@ -90,11 +91,15 @@ DEFAULTS = Lowering()
 
 @dataclass(frozen=True)
 class Data:
-    """What is calibrated on and what is scored, at camera size, each read once. title: says what the latter is."""
+    """What is calibrated on and what is scored, at camera size, each read once; no sample is both.
+
+    title: says what is scored. tasks: of which it has truth.
+    """
 
     calibration: Iterable[Sample]
     held_out: Iterable[Sample]
     title: str
+    tasks: tuple[str, ...] = ("detection", "segmentation")
 
 
 @dataclass
@@ -157,15 +162,18 @@ def lower(
     """Write an exported fp32 student in another precision; return what it was judged by, which is in its manifest, too.
 
     source: weights stored as int8 will do, too. name: in the manifest; by default that of the source.
-    Raises ValueError where the source is not in fp32, where a layer to be kept does not exist or there are no samples,
-    and ExportError, with nothing written, where the result loses more than settings.max_loss, where that cannot be
-    said, or where it would overflow in fp16.
+    Raises ValueError where the source is not in fp32, where the name is none, where a layer to be kept does not exist
+    or there are no samples, and ExportError, with nothing written, where the result loses more than settings.max_loss,
+    where that cannot be said, or where it would overflow in fp16.
     """
     original = Student.load(source, SessionSettings(providers=("cpu",) if precision == "int8" else ("auto",)))
     manifest = original.manifest
     if manifest.precision != "fp32" or precision == "fp32":
         raise ValueError(f"{source} computes in {manifest.precision}: give an fp32 student, and fp16 or int8 to make")
+    check_name(name or manifest.name)
+    check_truth({*manifest.tasks} - {*data.tasks}, data.title, precision)
     model = onnx.load(source)
+    layers_to_keep(extract(model), settings.keep_fp32)  # a name that is none is told before the samples are read
     inputs = [_feeds(model, sample) for sample in data.calibration]
     if not inputs:
         raise ValueError("there are no samples to calibrate on")
@@ -187,12 +195,10 @@ def lower(
         write_student(model, manifest, path)
         other = Student.load(path, SessionSettings(providers=(original.provider,)))
         comparison = compare(original, other, data.held_out, data.title)
-    unknown = {task for task in manifest.tasks if FIGURES[task] not in comparison.fp32.figures}
-    if unknown:
-        raise ExportError(
-            f"{data.title} has no truth of {' and '.join(sorted(unknown))}, so that nobody can say what {precision} "
-            "loses: name a labelled data set with --held-out-data; nothing was written"
-        )
+    # A data set may be annotated for what is not in these samples.
+    check_truth(
+        {task for task in manifest.tasks if FIGURES[task] not in comparison.fp32.figures}, data.title, precision
+    )
     lost = [f"{loss:.2f} points of {name}" for name, loss in comparison.loss.items() if not loss <= settings.max_loss]
     if lost:
         raise ExportError(
@@ -206,44 +212,48 @@ def lower(
     return comparison
 
 
-def data_for(file: StudentFile, trained_on: Source | None, settings: Lowering) -> Data:
-    """Return the samples of a student, of the sizes that it takes. trained_on: its run's data, where there is a
-    checkpoint.
+def data_for_file(file: StudentFile, settings: Lowering) -> Data:
+    """Return the samples of an exported student, as data_for: one that never saw a real image was trained on scenes."""
+    scenes = SceneData(camera_size=file.manifest.camera_size)
+    return data_for(*file.sizes(None, None), None if file.manifest.seen_real_images else scenes, settings)
 
-    Scenes are calibrated on by training seeds and scored by held-out ones. Raises DataError where the data are not
-    there, or, without a checkpoint, where a student of real images comes without --calibration-data and
-    --held-out-data.
+
+def data_for(rgb: Size | None, thermal: Size | None, trained_on: Source | None, settings: Lowering) -> Data:
+    """Return the samples of a student that takes images of these sizes, (width, height) px; None: it takes none.
+
+    trained_on: the data of its run, None: not known. Scenes are calibrated on by training seeds and scored by held-out
+    ones; of pairs, all that are in the list that is scored are left out of the calibration. Raises DataError where the
+    data are not there, where nothing is left, or where --calibration-data or --held-out-data is needed and not given.
     """
-    rgb, sensor = file.sizes(None, None)
-    if trained_on is None and not file.manifest.seen_real_images:
-        trained_on = SceneData()
     if isinstance(trained_on, SceneData):
         trained_on = replace(
-            trained_on,
-            camera_size=rgb or file.manifest.camera_size,
-            thermal_size=sensor or trained_on.thermal_size,
+            trained_on, camera_size=rgb or trained_on.camera_size, thermal_size=thermal or trained_on.thermal_size
         )
+    scored: PairData | None = None
+    if settings.held_out_data is not None:
+        scored = pairs_to_score(settings.held_out_data, settings.held_out_split, thermal)
+    elif isinstance(trained_on, PairSource):
+        scored = trained_on.evaluation()
+    elif trained_on is None:
+        raise DataError("the file does not hold the data it is scored on: name a labelled data set, --held-out-data")
     calibration: Iterable[Sample]
     if settings.calibration_data is not None:
-        pairs = pairs_to_look_at(settings.calibration_data, settings.calibration_split, sensor)
-        calibration = _spread(pairs, settings.calibration_samples)
+        pairs = pairs_to_look_at(settings.calibration_data, settings.calibration_split, thermal)
+        calibration = _spread(pairs, settings.calibration_samples, but=scored)
     elif isinstance(trained_on, SceneData):
         calibration = render(trained_on.training_seeds[: settings.calibration_samples], trained_on)
     elif trained_on is not None:
-        calibration = _spread(trained_on.training(), settings.calibration_samples)
+        calibration = _spread(trained_on.training(), settings.calibration_samples, but=scored)
     else:
         raise DataError("the file does not hold its training data: name images like them with --calibration-data")
-    if settings.held_out_data is not None:
-        pairs = pairs_to_score(settings.held_out_data, settings.held_out_split, sensor)
-    elif isinstance(trained_on, SceneData):
+    if scored is None:
+        assert isinstance(trained_on, SceneData)
         seeds = evaluation_seeds(settings.held_out)
         return Data(calibration, render(seeds, trained_on), HeldOutScenes(settings.held_out).title)
-    elif trained_on is not None:
-        pairs = trained_on.evaluation()
-    else:
-        raise DataError("the file does not hold the data it is scored on: name a labelled data set, --held-out-data")
-    held_out = _spread(pairs, settings.held_out)
-    return Data(calibration, held_out, f"{len(held_out)} pairs of {HeldOutPairs(pairs).title}")
+    shown, held_out = HeldOutPairs(scored), _spread(scored, settings.held_out)
+    annotated = {"detection": shown.detection_classes, "segmentation": shown.segmentation_classes}
+    tasks = tuple(task for task, classes in annotated.items() if classes)
+    return Data(calibration, held_out, f"{len(held_out)} pairs of {shown.title}", tasks)
 
 
 def compare(fp32: Student, other: Student, samples: Iterable[Sample], title: str) -> Comparison:
@@ -294,9 +304,7 @@ def int8(
 ) -> ModelProto:
     """Return the model with its network quantised. inputs: of the graph, by name: the calibration.
 
-    keep_fp32, weight_bits: see Lowering. The last convolutions always stay in fp32: their values are the results, and
-    255 steps over all logits cost a detector 2 points (docs/performance.md).
-    Raises ValueError where a name fits no layer.
+    keep_fp32, weight_bits: see Lowering. Raises ValueError where a name fits no layer.
     """
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
@@ -309,13 +317,7 @@ def int8(
 
     model = with_plain_weights(model)
     network = extract(model)
-    kept = last_convolutions(network)
-    layers = {node.name: layer_name(node) for node in network.graph.node if node.op_type == "Conv"}
-    for name in keep_fp32:
-        fitting = {node for node, layer in layers.items() if f"{layer}.".startswith(f"{name.rstrip('.')}.")}
-        if not fitting:
-            raise ValueError(f"--keep-fp32 {name}: no layer's name begins so; there are {', '.join(layers.values())}")
-        kept |= fitting
+    kept = layers_to_keep(network, keep_fp32)
     with tempfile.TemporaryDirectory() as folder:
         plain, quantised = Path(folder) / "network.onnx", Path(folder) / "quantised.onnx"
         _fix_shapes(network, next(features(model, network, inputs[:1])))
@@ -421,6 +423,22 @@ def largest_activation(model: ModelProto, network: ModelProto, inputs: Iterable[
     return found
 
 
+def layers_to_keep(network: ModelProto, keep_fp32: Sequence[str]) -> set[str]:
+    """Return the names of the convolution nodes that int8 leaves in fp32. keep_fp32: see Lowering.
+
+    The last convolutions are always among them: their values are the results, and 255 steps over all logits cost a
+    detector 2 points (docs/performance.md). Raises ValueError where a name fits no layer.
+    """
+    kept = last_convolutions(network)
+    layers = {node.name: layer_name(node) for node in network.graph.node if node.op_type == "Conv"}
+    for name in keep_fp32:
+        fitting = {node for node, layer in layers.items() if f"{layer}.".startswith(f"{name.rstrip('.')}.")}
+        if not fitting:
+            raise ValueError(f"--keep-fp32 {name}: no layer's name begins so; there are {', '.join(layers.values())}")
+        kept |= fitting
+    return kept
+
+
 def last_convolutions(network: ModelProto) -> set[str]:
     """Return the names of the convolution nodes behind which there is no other: those that give the raw heads."""
     last, read = set(), set[str]()
@@ -516,7 +534,24 @@ def _feeds(model: ModelProto, sample: Sample) -> Arrays:
     return {value.name: getattr(sample, value.name)[None] for value in model.graph.input}
 
 
-def _spread(pairs: PairData, count: int) -> ReadSamples:
-    """Return so many pairs, evenly spread, or all."""
-    chosen = np.linspace(0, len(pairs) - 1, min(count, len(pairs)))
-    return ReadSamples(pairs, chosen.round().astype(int).tolist())
+def check_truth(unknown: Collection[str], title: str, precision: Precision) -> None:
+    """Raise ExportError where there are tasks that the held-out samples have no truth of."""
+    if unknown:
+        raise ExportError(
+            f"{title} has no truth of {' and '.join(sorted(unknown))}, so that nobody can say what {precision} loses: "
+            "name a labelled data set with --held-out-data; nothing was written"
+        )
+
+
+def _spread(pairs: PairData, count: int, but: PairData | None = None) -> ReadSamples:
+    """Return so many pairs, evenly spread, or all; none whose RGB image is one of `but`. Raises DataError."""
+    taken = set() if but is None else {but.files(name)["rgb"].resolve() for name in but.split.names}
+    free = [index for index, name in enumerate(pairs.split.names) if pairs.files(name)["rgb"].resolve() not in taken]
+    if but is not None and not free:
+        raise DataError(
+            f"{pairs.root}: every pair to calibrate on is also held out ({HeldOutPairs(but).title}), and a precision "
+            "that is judged by what it was calibrated on looks better than it is: name another list with "
+            "--calibration-split or --held-out-split, or other images with --calibration-data"
+        )
+    chosen = np.linspace(0, len(free) - 1, min(count, len(free))).round().astype(int)
+    return ReadSamples(pairs, [free[index] for index in chosen])

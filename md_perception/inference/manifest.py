@@ -5,13 +5,15 @@ It travels as one JSON text in the ONNX metadata under `MANIFEST_KEY`, so that t
 
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 MANIFEST_KEY = "md_perception.manifest"
 """Key of the manifest in ModelProto.metadata_props."""
 
-FORMAT_VERSION: Final = 1
-"""Version of the graph's inputs and outputs and of this schema; a loader refuses a file of another version."""
+FORMAT_VERSION: Final = 2
+"""Newest version of the graph's inputs and outputs and of this schema; a loader refuses a file of a version that it
+does not know. 1: the graph takes one image at a time. 2: it takes a batch, and `image_index` beside the detections says
+of which image a row is."""
 
 MAX_MANIFEST_CHARACTERS: Final = 1_000_000
 """Longest manifest that is read."""
@@ -28,12 +30,24 @@ _Text = Annotated[str, AfterValidator(_printable)]
 _ShortText = Annotated[_Text, Field(max_length=200)]
 _ClassName = Annotated[_Text, Field(min_length=1, max_length=100)]
 _ClassNames = Annotated[tuple[_ClassName, ...], Field(max_length=256)]  # their ids have to fit into a mask of uint8
+_Name = Annotated[str, Field(max_length=100, pattern=r"^[0-9A-Za-z_][0-9A-Za-z_.+-]*$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 PositiveSize = tuple[Annotated[int, Field(gt=0, le=16384)], Annotated[int, Field(gt=0, le=16384)]]
 
 
 class ManifestError(ValueError):
     """A student file without a manifest, or with one that is malformed or contradicts its graph."""
+
+
+def check_name(name: str) -> None:
+    """Raise ValueError for a name that no manifest may have, before there is one."""
+    try:
+        TypeAdapter(_Name).validate_python(name)
+    except ValidationError:
+        raise ValueError(
+            f"{name[:120]!r} cannot be a student's name: use letters, digits and _ . + -, at most 100, and begin with "
+            "none of the last three"
+        ) from None
 
 
 class _Strict(BaseModel):
@@ -77,8 +91,8 @@ class Manifest(_Strict):
     metrics: figures at export, name to value; the names say protocol and split.
     """
 
-    format_version: Literal[1] = FORMAT_VERSION
-    name: Annotated[str, Field(max_length=100, pattern=r"^[0-9A-Za-z_][0-9A-Za-z_.+-]*$")]
+    format_version: Literal[1, 2] = 1
+    name: _Name
     role: Literal["student", "teacher"]
     tasks: tuple[Literal["detection", "segmentation"], ...] = Field(min_length=1, max_length=2)
     detection_classes: _ClassNames = ()
@@ -115,6 +129,11 @@ class Manifest(_Strict):
         if ("thermal" in self.inputs) != (self.thermal is not None):
             raise ValueError("the thermal contract must be given exactly when thermal is an input")
         return self
+
+    @property
+    def takes_batches(self) -> bool:
+        """Whether the graph takes several images at once."""
+        return self.format_version >= 2
 
     @classmethod
     def from_metadata(cls, metadata: dict[str, str], source: str) -> "Manifest":

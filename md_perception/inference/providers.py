@@ -49,6 +49,8 @@ class SessionSettings:
     threads: of one inference on the CPU; 0: one per physical core.
     spin: let idle threads of the CPU provider wait busily for the next operator: a little faster where the machine is
         ours alone, slower where the cores are shared with the camera drivers.
+    max_batch: most pairs, of threads that share the student and find it busy, that are run at once; 1: none are, 0: 1
+        on a CPU, session.AUTO_BATCH on a GPU.
     cuda_graphs: launch a student of fixed shapes (`export --fixed`) on a GPU as one graph.
     engine_cache: folder of TensorRT's engines; None: `engine_cache.default_folder()`.
     rgb_size, thermal_size: (width, height) px that TensorRT's engine is built for at load; None: those of training.
@@ -57,6 +59,7 @@ class SessionSettings:
     providers: tuple[str, ...] = ("auto",)
     threads: int = 0
     spin: bool = False
+    max_batch: int = 0
     cuda_graphs: bool = True
     engine_cache: Path | None = None
     rgb_size: Size | None = None
@@ -69,6 +72,8 @@ class SessionSettings:
             raise ValueError(f"unknown execution providers {unknown}: use one of {', '.join(sorted(known))}")
         if self.threads < 0:
             raise ValueError(f"threads must be 0 (one per core) or more, got {self.threads}")
+        if self.max_batch < 0:
+            raise ValueError(f"max_batch must be 0 (by the provider) or more, got {self.max_batch}")
 
     @property
     def wanted(self) -> list[str]:

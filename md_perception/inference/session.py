@@ -3,17 +3,18 @@
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 
+from md_perception.inference.batching import Batcher
 from md_perception.inference.manifest import Manifest
 from md_perception.inference.providers import DEFAULTS, PROVIDERS, Graph, SessionSettings, make_session, passed_over
 from md_perception.inference.runners import Arrays, BoundRunner, PlainRunner
-from md_perception.inference.student_file import OPERATORS, Size, StudentError, StudentFile
+from md_perception.inference.student_file import IMAGE_INDEX, OPERATORS, Size, StudentError, StudentFile
 from md_perception.results import Detections, Float32Array, Segmentation, StudentOutput, UInt8Image
 
 __all__ = ["MAX_DETECTIONS", "OPERATORS", "PROVIDERS", "SessionSettings", "Student", "StudentError", "make_session"]
@@ -28,9 +29,15 @@ DEVICES = {PROVIDERS["cuda"]: "cuda", PROVIDERS["tensorrt"]: "cuda"}
 
 _GREY = 127
 
+Pair = tuple[UInt8Image | None, UInt8Image | None, Float32Array | None]
+"""rgb, thermal and rgb_to_thermal, see Student.run."""
+
 Sizes = tuple[Size | None, Size | None]
 """Of the RGB and the thermal image; None: without one."""
 
+
+AUTO_BATCH = 4
+"""Most pairs of a batch where nobody has said: on a GPU. A CPU gains nothing by batches (docs/performance.md)."""
 
 MAX_SIZES = 4
 """Most sizes of images that a student keeps a session for, where it needs one for each: those of several cameras."""
@@ -49,9 +56,10 @@ class Student:
     """A checked student file in an ONNX Runtime session.
 
     `run` may be called from several threads, so that several cameras can share one student: they share its weights, and
-    take turns at its threads or its GPU. path: the file. manifest: what it says of itself. precision: what the graph
-    computes in. unavailable: the providers that were preferred to the one in use and do not work here, each with the
-    reason.
+    take turns at its threads or its GPU. With a `max_batch` above 1, and a file that takes batches, pairs of equal
+    sizes that wait while it is busy are run as one batch; the results are the same. path: the file. manifest: what it
+    says of itself. precision: what the graph computes in. unavailable: the providers that were preferred to the one in
+    use and do not work here, each with the reason.
     """
 
     def __init__(self, file: StudentFile, settings: SessionSettings) -> None:
@@ -66,6 +74,7 @@ class Student:
         """What it is warmed up for if nobody says otherwise: fixed sizes, those of the settings, or of its training."""
         self._service = self._serve(self.sizes)
         self._services = {self.sizes: self._service}
+        self._batcher: Batcher[Arrays, Arrays] = Batcher(self._max_batch())
         self.unavailable = passed_over(settings, self.provider)
 
     @classmethod
@@ -128,6 +137,37 @@ class Student:
         Returns boxes in pixels of `rgb` (of `thermal` without it) with at least the export's score threshold, highest
         score first, and masks of its size. Raises StudentError.
         """
+        feeds = self._feeds(rgb, thermal, rgb_to_thermal)
+        service = self._service_for(_sizes(feeds))
+        if self._batcher.max_batch > 1 and service.any_size:
+            # Also of one dtype: what ONNX Runtime refuses must not be made acceptable by its neighbours.
+            key = tuple((name, array.shape, array.dtype) for name, array in feeds.items())
+            values = self._batcher(feeds, key, lambda batch: self._run_batch(service, batch))
+        else:
+            values = self._run(service, feeds)
+        return self._output(feeds, values)
+
+    def run_batch(self, pairs: Sequence[Pair]) -> list[StudentOutput]:
+        """Run the student on several pairs of equal sizes at once, whatever `max_batch`; see `run` for each.
+
+        Raises StudentError, also where it takes one pair at a time.
+        """
+        feeds = [self._feeds(*pair) for pair in pairs]
+        service = self._service_for(_sizes(feeds[0]))
+        if not self.manifest.takes_batches or not service.any_size:
+            raise StudentError(f"student {self.path} takes one pair at a time on {self.provider}: it cannot be batched")
+        try:
+            values = self._run_at_once(service, feeds)
+        except StudentError:
+            raise
+        except Exception as error:  # ONNX Runtime has a dozen types without a common base of their own
+            raise StudentError(f"student {self.path} failed on {self.provider}: {error}") from error
+        return [self._output(one, found) for one, found in zip(feeds, values, strict=True)]
+
+    def _feeds(
+        self, rgb: UInt8Image | None, thermal: UInt8Image | None, rgb_to_thermal: Float32Array | None
+    ) -> dict[str, np.ndarray]:
+        """Return the graph's inputs for a pair. Raises StudentError."""
         feeds: dict[str, np.ndarray] = {}
         if self.uses_rgb:
             if rgb is None:
@@ -142,14 +182,11 @@ class Student:
         for name, rank in (("rgb", 4), ("thermal", 3)):
             if name in feeds and feeds[name].ndim != rank:
                 raise StudentError(f"student {self.path} takes no {name} image of shape {list(feeds[name].shape[1:])}")
+        return feeds
+
+    def _output(self, feeds: Mapping[str, np.ndarray], values: Arrays) -> StudentOutput:
+        """Return what the graph's outputs for a pair say. Raises StudentError."""
         shape = feeds["rgb" if self.uses_rgb else "thermal"].shape[1:3]
-        service = self._service_for(_sizes(feeds))
-        try:
-            values = self._run(service, feeds)
-        except StudentError:
-            raise
-        except Exception as error:  # ONNX Runtime has a dozen types without a common base of their own
-            raise StudentError(f"student {self.path} failed on {self.provider}: {error}") from error
         try:
             return StudentOutput(self._detections(values), self._segmentation(values, shape))
         except (ValueError, IndexError, TypeError) as error:  # shapes of the outputs are known only now
@@ -188,7 +225,73 @@ class Student:
                 self._services = dict(kept) | {sizes: self._service}
             return self._services[sizes]
 
-    def _run(self, service: _Service, feeds: Mapping[str, np.ndarray]) -> Arrays:
+    def _max_batch(self) -> int:
+        """Return how many pairs may be run at once."""
+        if not self.manifest.takes_batches:
+            return 1
+        return self._settings.max_batch or (AUTO_BATCH if self.provider in DEVICES else 1)
+
+    def _run_batch(self, service: _Service, batch: Sequence[Arrays]) -> Sequence[Arrays | Exception]:
+        """Run pairs of equal sizes at once; where that fails, one by one, so that each fails by itself.
+
+        Batches are given up where only they fail, for one: a GPU without memory for them.
+        """
+        if len(batch) > 1:
+            try:
+                return self._run_at_once(service, batch)
+            except Exception as error:
+                outcomes = [self._outcome(service, one) for one in batch]
+                if not any(isinstance(outcome, Exception) for outcome in outcomes):
+                    self._batcher.max_batch = 1
+                    logger.warning(
+                        "student %s failed on %s with a batch of %d, and takes one pair at a time from now on: %s",
+                        self.path,
+                        self.provider,
+                        len(batch),
+                        error,
+                    )
+                return outcomes
+        return [self._outcome(service, one) for one in batch]
+
+    def _run_at_once(self, service: _Service, batch: Sequence[Arrays]) -> list[Arrays]:
+        """Run pairs of equal sizes in one call, without the bound buffers, which are for one. (*Not run* on a GPU.)"""
+        feeds = {name: np.concatenate([one[name] for one in batch]) for name in batch[0]}
+        return self._split(PlainRunner(service.session, self._file.output_names)(feeds), len(batch))
+
+    def _outcome(self, service: _Service, feeds: Arrays) -> Arrays | Exception:
+        try:
+            return self._run(service, feeds)
+        except StudentError as error:
+            return error
+
+    def _split(self, values: Arrays, count: int) -> list[Arrays]:
+        """Return the results of each pair of a batch, as if it had been alone. Raises StudentError."""
+        images = values.get(IMAGE_INDEX, np.zeros(0, np.int64))
+        whole = {name: array for name, array in values.items() if name in ("mask", "confidence")}
+        rows = {name: array for name, array in values.items() if name not in (*whole, IMAGE_INDEX)}
+        if (
+            any(len(array) != count for array in whole.values())
+            or any(array.shape[:1] != images.shape for array in rows.values())
+            or not np.isin(images, range(count)).all()
+        ):
+            raise StudentError(f"student {self.path} gave results that do not belong to a batch of {count}")
+        return [
+            {name: array[index : index + 1] for name, array in whole.items()}
+            | {name: array[images == index] for name, array in rows.items()}
+            for index in range(count)
+        ]
+
+    def _run(self, service: _Service, feeds: Arrays) -> Arrays:
+        """Run one pair. Raises StudentError."""
+        try:
+            values = self._call(service, feeds)
+            return self._split(values, 1)[0] if self.manifest.takes_batches else values
+        except StudentError:
+            raise
+        except Exception as error:  # ONNX Runtime has a dozen types without a common base of their own
+            raise StudentError(f"student {self.path} failed on {self.provider}: {error}") from error
+
+    def _call(self, service: _Service, feeds: Arrays) -> Arrays:
         try:
             return service.runner(feeds)
         except Exception as error:

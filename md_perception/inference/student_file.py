@@ -4,6 +4,7 @@ import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from md_perception.inference.manifest import Manifest, ManifestError
 from md_perception.inference.onnx_file import OnnxFile, OnnxFileError, TensorInfo
@@ -47,18 +48,22 @@ _OMITTING = {"Clip", "NonMaxSuppression", "Pad", "Resize", "Slice"}
 
 _KNOWN_DOMAINS = {"", "ai.onnx"}  # two names of ONNX itself
 
-_Expected = tuple[str, tuple[int | None, ...]]
-"""dtype and shape; None: any size."""
+_BATCH: Final = "batch"
+
+_Expected = tuple[str, tuple[int | str | None, ...]]
+"""dtype and shape; None: any size, fixed or not; _BATCH: not fixed."""
 
 _INPUTS: dict[str, _Expected] = {
-    "rgb": ("uint8", (1, None, None, 3)),
-    "thermal": ("uint8", (1, None, None)),
-    "rgb_to_thermal": ("float32", (1, 3, 3)),
+    "rgb": ("uint8", (_BATCH, None, None, 3)),
+    "thermal": ("uint8", (_BATCH, None, None)),
+    "rgb_to_thermal": ("float32", (_BATCH, 3, 3)),
 }
 _OUTPUTS: dict[str, dict[str, _Expected]] = {
     "detection": {"boxes": ("float32", (None, 4)), "scores": ("float32", (None,)), "labels": ("int64", (None,))},
-    "segmentation": {"mask": ("uint8", (1, None, None)), "confidence": ("uint8", (1, None, None))},
+    "segmentation": {"mask": ("uint8", (_BATCH, None, None)), "confidence": ("uint8", (_BATCH, None, None))},
 }
+IMAGE_INDEX: Final = "image_index"
+"""Of a file that takes batches: the image of each detection, int64, from 0."""
 
 
 class StudentError(RuntimeError):
@@ -132,7 +137,8 @@ class StudentFile:
         return result["rgb"], result["thermal"]
 
     def dimensions(self, rgb: Size | None, thermal: Size | None) -> dict[str, int]:
-        """Return what the named dimensions of the inputs are for cameras of these sizes; None: no such camera.
+        """Return what the named dimensions of the inputs are for one image of each camera of these sizes; None: no such
+        camera.
 
         Raises StudentError where the file was exported for fixed images of another size.
         """
@@ -141,8 +147,8 @@ class StudentFile:
             size = {"rgb": rgb, "thermal": thermal}.get(tensor.name)
             if size is None or tensor.shape is None:
                 continue
-            fixed = tensor.shape[2], tensor.shape[1]
-            for stated, pixels in zip(fixed, size, strict=True):
+            batch, fixed = tensor.shape[0], (tensor.shape[2], tensor.shape[1])
+            for stated, pixels in ((batch, 1), *zip(fixed, size, strict=True)):
                 if isinstance(stated, int) and stated != pixels:
                     raise StudentError(
                         f"student {self.path} was exported for {tensor.name} images of {_pixels(fixed)} alone, not of "
@@ -238,11 +244,24 @@ def _listed(names: set[str]) -> str:
 
 def _expected_inputs(manifest: Manifest) -> dict[str, _Expected]:
     names = [*manifest.inputs, *(["rgb_to_thermal"] if len(manifest.inputs) == 2 else [])]
-    return {name: _INPUTS[name] for name in names}
+    return _with_batch(manifest, {name: _INPUTS[name] for name in names})
 
 
 def _expected_outputs(manifest: Manifest) -> dict[str, _Expected]:
-    return {name: expected for task in manifest.tasks for name, expected in _OUTPUTS[task].items()}
+    outputs = {name: expected for task in manifest.tasks for name, expected in _OUTPUTS[task].items()}
+    if manifest.takes_batches and "detection" in manifest.tasks:
+        outputs[IMAGE_INDEX] = ("int64", (None,))
+    return _with_batch(manifest, outputs)
+
+
+def _with_batch(manifest: Manifest, tensors: dict[str, _Expected]) -> dict[str, _Expected]:
+    """Return them for a file that takes batches, or one image at a time."""
+    if manifest.takes_batches:
+        return tensors
+    return {
+        name: (dtype, tuple(1 if size == _BATCH else size for size in shape))
+        for name, (dtype, shape) in tensors.items()
+    }
 
 
 def _check_tensors(path: Path, what: str, found: list[TensorInfo], expected: dict[str, _Expected]) -> None:
@@ -259,7 +278,7 @@ def _check_tensors(path: Path, what: str, found: list[TensorInfo], expected: dic
             )
         elif tensor.shape is not None and not all(map(_possible, tensor.shape, shape)):
             stated = [size if isinstance(size, int) else "any" for size in tensor.shape]
-            wanted = ["any" if size is None else size for size in shape]
+            wanted = [size if isinstance(size, int) else "any" for size in shape]
             problems.append(f"{tensor.name} has the shape {stated}, not {wanted}")
     if problems:
         raise ManifestError(
@@ -267,6 +286,8 @@ def _check_tensors(path: Path, what: str, found: list[TensorInfo], expected: dic
         )
 
 
-def _possible(stated: int | str | None, expected: int | None) -> bool:
+def _possible(stated: int | str | None, expected: int | str | None) -> bool:
     """Whether a dimension of the graph may be what is expected: fixed to another size it may not."""
-    return not isinstance(stated, int) or (0 < stated <= MAX_SIDE if expected is None else stated == expected)
+    if not isinstance(stated, int):
+        return True
+    return expected != _BATCH and (0 < stated <= MAX_SIDE if expected is None else stated == expected)

@@ -78,13 +78,15 @@ def compare_sharing(
 ) -> str:
     """Return the table of `compare` for a pair of each of several cameras that come at once.
 
-    The first line has one session that takes them one after the other. Raises StudentError, ValueError for no rounds.
+    The first line has one session that takes them one after the other, the last one that takes them as a batch, where
+    the file does. Raises StudentError, ValueError for no rounds.
     """
     many, one = (SessionSettings(("cpu",), number) for number in (threads, 1))
     shared, shared_narrow = (_call(file, rgb, thermal, settings, AS_IT_IS) for settings in (many, one))
     own, own_narrow = (
         [_call(file, rgb, thermal, settings, AS_IT_IS) for _ in range(cameras)] for settings in (many, one)
     )
+    batch = _call(file, rgb, thermal, many, AS_IT_IS, cameras) if file.manifest.takes_batches else None
     with ThreadPoolExecutor(cameras) as pool:
 
         def at_once(calls: list[Call]) -> Call:
@@ -98,7 +100,8 @@ def compare_sharing(
                 "the same, 1 thread": at_once([shared_narrow] * cameras),
                 "a session each": at_once(own),
                 "the same, 1 thread each": at_once(own_narrow),
-            },
+            }
+            | ({"a batch": batch} if batch else {}),
             rounds,
         )
 
@@ -129,8 +132,10 @@ def _table(calls: Mapping[str, Call], rounds: int) -> str:
     return "\n".join(lines)
 
 
-def _call(file: StudentFile, rgb: Size | None, thermal: Size | None, settings: SessionSettings, name: str) -> Call:
-    """Return what runs a file on noise, in a session with the options of that name."""
+def _call(
+    file: StudentFile, rgb: Size | None, thermal: Size | None, settings: SessionSettings, name: str, batch: int = 1
+) -> Call:
+    """Return what runs a file on noise, in a session with the options of that name. batch: pairs of a call."""
     given = {"rgb": rgb, "thermal": thermal}
     sizes = {
         camera: size and (given[camera] or size) for camera, size in zip(given, file.sizes(None, None), strict=True)
@@ -149,10 +154,10 @@ def _call(file: StudentFile, rgb: Size | None, thermal: Size | None, settings: S
     feeds: dict[str, np.ndarray] = {}
     for camera, size in sizes.items():
         if size is not None:
-            shape = (1, size[1], size[0], 3) if camera == "rgb" else (1, size[1], size[0])
+            shape = (batch, size[1], size[0], 3) if camera == "rgb" else (batch, size[1], size[0])
             feeds[camera] = random.integers(0, 256, shape, np.uint8)
     if sizes["rgb"] and sizes["thermal"]:
-        feeds["rgb_to_thermal"] = sampling_matrix(sizes["rgb"], sizes["thermal"])[None]
+        feeds["rgb_to_thermal"] = np.repeat(sampling_matrix(sizes["rgb"], sizes["thermal"])[None], batch, axis=0)
     runner: PlainRunner | BoundRunner = PlainRunner(session, file.output_names)
     if name == _BOUND:
         runner = BoundRunner(session, file.output_names, {}, "cpu")

@@ -7,8 +7,11 @@ from typing import Annotated
 
 import tyro
 
+from md_perception.files import write_whole
 from md_training.benchmark.report import draw, tables
 from md_training.benchmark.subjects import Kind, Neck, Part, Precision, Runtime, Tasks
+
+PICTURES = (".png", ".svg", ".pdf")
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,9 @@ class Settings:
     has a quarter of it per side."""
     batch: int = 1
     """Images in a call of `network`; `graph` and `around` always have one."""
+    batches: tuple[int, ...] = (1,)
+    """Pairs that a call of a file of --files answers at once, as for several cameras: `--batches 1 2 4`. Each is
+    compared with as many calls of one pair."""
     threads: int = 0
     """Of the processor; 0 is torch's default, a thread per core or OMP_NUM_THREADS."""
     device: str = "cpu"
@@ -53,8 +59,8 @@ class Settings:
     """Time nothing: count parameters, MACs and bytes moved of every network there is."""
 
     def __post_init__(self) -> None:
-        if min(self.rounds, self.calls, self.batch) < 1 or self.threads < 0:
-            raise ValueError("rounds, calls and batch are at least 1, threads at least 0")
+        if min(self.rounds, self.calls, self.batch, *self.batches) < 1 or self.threads < 0:
+            raise ValueError("rounds, calls, batch and batches are at least 1, threads at least 0")
         if self.sizes and self.camera_size is not None:
             raise ValueError("--sizes: the camera has the size of the network; leave out --camera-size")
 
@@ -73,11 +79,14 @@ def benchmark_command(
         json: File for everything, single times included; md_training.benchmark.report.Report is its schema.
         picture: File (.png, .svg, .pdf) for a roofline: the rate of every network below the machine's peaks.
     """
+    if picture is not None and picture.suffix not in PICTURES:
+        raise ValueError(f"--picture {picture}: name a file that ends in {', '.join(PICTURES)}")
     from md_training.benchmark.run import benchmark
 
     report = benchmark(settings)
     print(tables(report))
     if json is not None:
-        json.write_text(json_text.dumps(asdict(report), indent=2, default=str) + "\n")
+        write_whole(json, (json_text.dumps(asdict(report), indent=2, default=str) + "\n").encode())
     if picture is not None:
+        picture.parent.mkdir(parents=True, exist_ok=True)
         draw(report, picture)

@@ -5,6 +5,7 @@ import platform
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from onnx import TensorProto, helper
 from torch import Tensor, nn
 
-from md_perception.inference.session import SessionSettings, Student, StudentError, make_session
+from md_perception.inference.session import Pair, SessionSettings, Student, StudentError, make_session
 from md_perception.metrics.latency import processor
 from md_perception.sensing.registration import sampling_matrix
 from md_training.benchmark.report import COPY, GEMM
@@ -85,7 +86,7 @@ class ConstantHeads(Network):
 class Contestant:
     """One thing that is timed. part: `network` is from its folded input to the raw heads, both on the device;
     `graph` from uint8 camera images to results, both in the host's memory; `around` is the graph with ConstantHeads.
-    subject: None for an exported file.
+    subject: None for an exported file. batch: pairs of a call of a file.
     """
 
     name: str
@@ -96,6 +97,7 @@ class Contestant:
     part: Part
     call: Callable[[], object]
     subject: Subject | None = None
+    batch: int = 1
 
     @property
     def setting(self) -> tuple[str, str, str]:
@@ -239,15 +241,20 @@ def student_call(student: Student, images: Images) -> Callable[[], object]:
     return lambda: student.run(images.rgb)
 
 
-def file_contestant(path: Path, runtime: Runtime, options: SessionSettings) -> Contestant:
-    """Return an exported file at the camera sizes that it was made for. Raises StudentError, ManifestError."""
+def file_contestant(path: Path, runtime: Runtime, options: SessionSettings, batch: int = 1) -> Contestant:
+    """Return an exported file at the camera sizes that it was made for. batch: pairs of a call.
+
+    Raises StudentError, ManifestError.
+    """
     student = Student.load(path, options)
     manifest = student.manifest
     images = Images.make(student.sizes[0] or manifest.camera_size, student.sizes[1])
     tasks = "joint" if len(manifest.tasks) == 2 else manifest.tasks[0]
-    return Contestant(
-        str(path), manifest.role, tasks, runtime, manifest.precision, "graph", student_call(student, images)
-    )
+    name, call = str(path), student_call(student, images)
+    if batch > 1:
+        pairs: list[Pair] = [(images.rgb, images.thermal, images.rgb_to_thermal)] * batch
+        name, call = f"{path}, batch of {batch}", partial(student.run_batch, pairs)
+    return Contestant(name, manifest.role, tasks, runtime, manifest.precision, "graph", call, batch=batch)
 
 
 def unavailable(options: SessionSettings) -> str | None:

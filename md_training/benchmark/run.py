@@ -161,7 +161,7 @@ def _share(probe: Times, times: Times, work: float) -> Ratio:
 def compared(measured: Mapping[Contestant, Times], macs: Mapping[str, int]) -> Iterator[RatioRow]:
     """Yield the ratios of what was timed in the same setting, see `opponents`; macs: by the name of a subject."""
     index = {(each.setting, each.subject): each for each in measured if each.subject is not None}
-    files = [each for each in measured if each.subject is None]
+    files = [each for each in measured if each.subject is None and each.batch == 1]
     for one in measured:
         against: list[list[Contestant]] = []
         if one.part == "around":  # of two networks it is as good as the same
@@ -170,6 +170,9 @@ def compared(measured: Mapping[Contestant, Times], macs: Mapping[str, int]) -> I
             for others in opponents(one.subject, macs):
                 if all((one.setting, other) in index for other in others):
                     against.append([index[one.setting, other] for other in others])
+        elif one.batch > 1:
+            single = one.name.removesuffix(f", batch of {one.batch}")
+            against = [[file] * one.batch for file in files if (file.setting, file.name) == (one.setting, single)]
         elif one.role == "student":
             same = [file for file in files if (file.setting, file.tasks) == (one.setting, one.tasks)]
             against = [[file] for file in same if file.role == "teacher"]
@@ -246,6 +249,7 @@ def _contestants(
                 else:
                     not_run.append(NotRun(what, "the export writes fp32; name a file of another precision in --files"))
         if options is not None:
-            for path in settings.files:
-                attempt(f"{path}, {runtime}", partial(file_contestant, path, runtime, options))
+            for path, pairs in itertools.product(settings.files, dict.fromkeys((1, *settings.batches))):
+                what = f"{path}, {runtime}" + (f", batch of {pairs}" if pairs > 1 else "")
+                attempt(what, partial(file_contestant, path, runtime, options, pairs))
     return made, not_run

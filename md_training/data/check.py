@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import track
 
 from md_perception.bags.extract import INDEX
+from md_perception.files import write_whole
 from md_perception.labels import DETECTION, SEGMENTATION
 from md_perception.results import UInt8Image
 from md_training.data.kaist import IMPROVED_FILE, KaistFolder, KaistPairs, annotation_sources
@@ -218,7 +219,8 @@ def data_command(
     report = check(root, kind, split, annotations, workers, record)
     print(report.text())
     if json_out is not None:
-        json_out.write_text(json.dumps(asdict(report) | {"usable": report.usable}, indent=2) + "\n")
+        content = json.dumps(asdict(report) | {"usable": report.usable}, indent=2) + "\n"
+        write_whole(json_out, content.encode())
     if not report.usable:
         sys.exit(1)
 

@@ -7,7 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from md_perception.annotations.kaist import DAY_SETS, NIGHT_SETS, FrameName, read_test_annotations
+from md_perception.annotations.kaist import (
+    DAY_SETS,
+    IMPROVED_TEST_SHA256,
+    NIGHT_SETS,
+    FrameName,
+    read_test_annotations,
+)
 
 
 def _annotations():
@@ -137,3 +143,19 @@ def test_ambiguous_image_numbers_are_refused(written):
     data["images"][1]["im_name"] = data["images"][0]["im_name"]
     with pytest.raises(ValueError, match="an image id or name is there twice"):
         read_test_annotations(written(data))
+
+
+def test_released_test_annotations(data_root):
+    annotations = read_test_annotations(data_root / "kaist" / "KAIST_annotation.json")
+
+    assert annotations.sha256 == IMPROVED_TEST_SHA256
+    listed = (data_root / "kaist" / "test-all-20.txt").read_text().split()
+    assert [str(image.name) for image in annotations.images] == listed
+    assert sum(image.name.night for image in annotations.images) == 797
+    assert annotations.boxes == 4254
+    assert {image.size for image in annotations.images} == {(640, 512)}
+    # 597 people, 177 person?, 90 cyclists; occlusion as counted in the file
+    assert sum(int(truth.ignored.sum()) for truth in annotations.truth) == 864
+    occlusion = np.concatenate([truth.occlusion for truth in annotations.truth])
+    assert np.bincount(occlusion).tolist() == [3452, 534, 268]
+    np.testing.assert_array_equal(annotations.images[0].truth.boxes, [[505, 212, 20, 50]])

@@ -151,7 +151,7 @@ def test_a_file_without_a_manifest_is_refused(tmp_path: Path) -> None:
 def test_a_manifest_that_is_not_valid_is_refused_naming_the_field(tmp_path: Path) -> None:
     model = tiny_model()
     del model.metadata_props[:]
-    text = tiny_manifest().model_dump_json().replace('"format_version":1', '"format_version":2')
+    text = tiny_manifest().model_dump_json().replace('"format_version":1', '"format_version":3')
     helper.set_model_props(model, {MANIFEST_KEY: text})
     with pytest.raises(ManifestError, match="format_version"):
         Student.load(save(model, tmp_path / "future.onnx"))

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from batch_student import write_batch_student
 from tiny_student import tiny_manifest, write_tiny_student
 from torch import Tensor, nn
 
@@ -323,6 +324,19 @@ def test_onnx_runtime_runs_files(tmp_path: Path) -> None:
     assert (ratio_of_files.numerator, ratio_of_files.denominators) == (str(files[0]), (str(files[1]),))
     with pytest.raises(ValueError, match="shows the part `network`"):
         draw(report, tmp_path / "empty.png")
+
+
+@pytest.mark.usefixtures("small_probe")
+def test_a_batch_is_compared_with_as_many_calls_of_one_pair(tmp_path: Path) -> None:
+    files = (write_batch_student(tmp_path / "batch.onnx"), write_tiny_student(tmp_path / "tiny.onnx"))
+    report = benchmark(replace(SMALL, kinds=(), runtimes=("onnx-cpu",), files=files, batches=(1, 2)))
+    name = str(files[0])
+    assert [row.name for row in report.measurements] == [name, f"{name}, batch of 2", str(files[1])]
+    (row,) = report.ratios
+    assert (row.numerator, row.denominators) == (f"{name}, batch of 2", (name, name))
+    assert 0 < row.time.median < 4  # both are of two pairs
+    (missing,) = [item for item in report.not_run if "tiny.onnx" in item.what]
+    assert "takes one pair at a time on CPUExecutionProvider" in missing.reason
 
 
 def test_a_named_file_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:

@@ -99,6 +99,8 @@ def test_an_error_that_a_user_can_mend_is_one_line(tmp_path, md_training, caplog
         ("own.md", "--out {root}/own.onnx", "its card, own.md, would replace the checkpoint"),
         ("own.pt", "--out {root}/x.onnx --score-threshold 2", "score threshold 2: scores are probabilities"),
         ("own.pt", "--out {root}/x.onnx --score-threshold nan", "score threshold nan: scores are probabilities"),
+        ("own.pt", "--out {root}/x.onnx --name no/name", "'no/name' cannot be a student's name: use letters"),
+        ("own.pt", "--out {root}/x.onnx --precision int8 --held-out-data {root}/none", "none is no folder"),
     ],
 )
 def test_an_export_that_would_destroy_or_serve_nothing_is_refused(
@@ -106,7 +108,7 @@ def test_an_export_that_would_destroy_or_serve_nothing_is_refused(
 ):
     # Where the options alone say it, the checkpoint is not even read.
     content = b"a checkpoint"
-    if "threshold" in options:
+    if any(option in options for option in ("threshold", "name", "precision")):
         write_checkpoint(tmp_path / checkpoint, Run("persons", PERSONS, YoloData(tmp_path)))
         content = (tmp_path / checkpoint).read_bytes()
     else:
@@ -118,6 +120,13 @@ def test_an_export_that_would_destroy_or_serve_nothing_is_refused(
     assert said in caplog.text
     assert (tmp_path / checkpoint).read_bytes() == content
     assert [path.name for path in tmp_path.iterdir()] == [checkpoint]
+
+
+def test_a_picture_that_cannot_be_drawn_is_refused_before_anything_is_measured(md_training, monkeypatch, caplog):
+    monkeypatch.setattr("md_training.benchmark.run.benchmark", lambda settings: pytest.fail("it was measured"))
+    with caplog.at_level(logging.ERROR), pytest.raises(SystemExit):
+        md_training("benchmark --picture roofline.bmp")
+    assert "--picture roofline.bmp: name a file that ends in .png, .svg, .pdf" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -142,9 +151,9 @@ def test_a_set_without_truth_of_the_task_is_not_scored(tasks, truth, said, tmp_p
     write_checkpoint(tmp_path / "checkpoint.pt", Run("drive", network, YoloData(root)))
     ends = pytest.raises(SystemExit) if len(tasks) == 1 else contextlib.nullcontext()
     with caplog.at_level(logging.WARNING), ends:
-        md_training(f"evaluate {tmp_path}/checkpoint.pt --data {root} --split train --json-out {tmp_path}/f.json")
+        md_training(f"evaluate {tmp_path}/checkpoint.pt --data {root} --split train --json-out {tmp_path}/new/f.json")
     assert said in caplog.text
-    assert (tmp_path / "f.json").exists() == (len(tasks) == 2)
+    assert (tmp_path / "new/f.json").exists() == (len(tasks) == 2)  # the folder is made after the scoring
 
 
 @pytest.mark.parametrize(("command", "shown"), [("export", "CHECKPOINT"), ("evaluate", "FILE"), ("data", "ROOT")])

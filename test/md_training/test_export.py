@@ -20,7 +20,7 @@ from md_training import export as exporting
 from md_training.checkpoint import Checkpoint
 from md_training.data.augment import NO_AUGMENTATION
 from md_training.data.synthetic import SceneData
-from md_training.evaluate import evaluate_student, predict
+from md_training.evaluate import answers_of_student, predict
 from md_training.export import (
     ExportError,
     StudentGraph,
@@ -103,7 +103,9 @@ def test_file_tells_everything_about_itself(file: Path) -> None:
     assert manifest.git_revision == "abc123"
     assert not manifest.seen_real_images
     assert manifest.weights_sha256 == exporting.weights_sha256(model)
-    assert [output.name for output in model.graph.output] == ["boxes", "scores", "labels", "mask", "confidence"]
+    names = ["boxes", "scores", "labels", "image_index", "mask", "confidence"]
+    assert [output.name for output in model.graph.output] == names
+    assert manifest.takes_batches
     assert [entry.key for entry in model.metadata_props] == [MANIFEST_KEY]
     assert str(Path(__file__).parents[2]).encode() not in file.read_bytes()  # no path of the exporting machine
     assert not list(file.parent.glob("*.part"))
@@ -134,6 +136,62 @@ def test_any_camera_gets_what_torch_computes(
     assert (np.diff(found.detections.scores) <= 0).all()
     assert found.detections.boxes.min() >= 0
     assert (found.detections.boxes <= np.array([*size, *size])).all()
+
+
+def test_a_batch_gives_what_its_images_give_one_by_one(file: Path) -> None:
+    samples = [painted_sample(seed, (91, 67), (33, 21)) for seed in (21, 22, 23)]
+    shift = np.array([[0, 0, 9], [0, 0, -4], [0, 0, 0]], np.float32)
+    feeds = {
+        "rgb": np.stack([sample.rgb for sample in samples]),
+        "thermal": np.stack([sample.thermal for sample in samples]),
+        "rgb_to_thermal": np.stack([sample.rgb_to_thermal + index * shift for index, sample in enumerate(samples)]),
+    }
+    names = ["boxes", "scores", "labels", "mask", "confidence", "image_index"]
+    runner = exporting.session(onnx.load(file))
+    together = dict(zip(names, runner.run(names, feeds), strict=True))
+    counts = []
+    for index in range(3):
+        one = {name: array[index : index + 1] for name, array in feeds.items()}
+        alone = dict(zip(names, runner.run(names, one), strict=True))
+        rows = together["image_index"] == index
+        counts.append(int(rows.sum()))
+        assert not alone["image_index"].any()
+        np.testing.assert_array_equal(together["labels"][rows], alone["labels"])
+        np.testing.assert_allclose(together["scores"][rows], alone["scores"], atol=1e-6)
+        np.testing.assert_allclose(together["boxes"][rows], alone["boxes"], atol=1e-3)
+        assert (together["mask"][index] != alone["mask"][0]).mean() <= 1e-4
+        levels = together["confidence"][index].astype(int) - alone["confidence"][0]
+        assert np.abs(levels).max() <= 1
+    assert counts == [DetectionLimits().maximum] * 3  # which is that of an image
+    assert not np.array_equal(together["boxes"][:100], together["boxes"][100:200])
+    assert not np.array_equal(together["mask"][0], together["mask"][1])
+
+
+def test_a_graph_that_mixes_up_the_images_of_a_batch_is_not_written(
+    joint: Checkpoint, traced: onnx.ModelProto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mixed = copy.deepcopy(traced)
+    (node,) = [node for node in mixed.graph.node if "image_index" in node.output]
+    node.output[0] = "image_index.right"
+    mixed.graph.node.append(onnx.helper.make_node("Neg", ["image_index.right"], ["image_index.negative"]))
+    mixed.graph.initializer.append(numpy_helper.from_array(np.int64(1), "last"))
+    mixed.graph.node.append(onnx.helper.make_node("Add", ["image_index.negative", "last"], ["image_index.one"]))
+    mixed.graph.initializer.append(numpy_helper.from_array(np.int64(0), "first"))
+    mixed.graph.node.append(onnx.helper.make_node("Max", ["image_index.one", "first"], ["image_index"]))
+    monkeypatch.setattr(exporting, "to_onnx", lambda *_, **__: mixed)
+    with pytest.raises(ExportError, match="boxes"):
+        export(joint, tmp_path / "student.onnx", samples=SAMPLES)
+    assert not list(tmp_path.iterdir())
+
+
+def test_resizing_inside_the_network_is_known_beforehand(file: Path) -> None:
+    # Else ONNX Runtime on a CPU converts its layout of channels back and forth around each.
+    model = onnx.load(file)
+    stored = {item.name: numpy_helper.to_array(item) for item in model.graph.initializer}
+    scales = [stored[node.input[2]].tolist() for node in model.graph.node if node.op_type == "Resize" and node.input[2]]
+    assert scales.count([1, 1, 2, 2]) >= 3
+    read = {name for node in model.graph.node for name in node.input}
+    assert stored.keys() <= read  # nothing is left of what was computed before
 
 
 def test_masks_of_any_size_are_known_to_be_of_the_cameras(file: Path) -> None:
@@ -270,7 +328,8 @@ def test_folding_the_input_changes_nothing_not_even_at_borders_and_bars(
 
 
 def test_evaluation_runs_on_the_exported_file(file: Path) -> None:
-    scores = evaluate_student(ExportedStudent.load(file), [replace(SAMPLES[0], night=True), SAMPLES[1]])
+    samples = [replace(SAMPLES[0], night=True), SAMPLES[1]]
+    scores = answers_of_student(ExportedStudent.load(file), samples).scores()
     assert scores["all"].segmentation is not None
     assert scores["all"].segmentation.pixels == 2 * CAMERA[0] * CAMERA[1]
     assert scores["night"].detection is not None
@@ -335,7 +394,7 @@ def test_nothing_is_written_when_onnx_runtime_disagrees(
 @pytest.mark.parametrize(
     ("tasks", "inputs", "outputs"),
     [
-        (("detection",), ("rgb", "thermal"), ["boxes", "scores", "labels"]),
+        (("detection",), ("rgb", "thermal"), ["boxes", "scores", "labels", "image_index"]),
         (("segmentation",), ("rgb",), ["mask", "confidence"]),
     ],
 )
@@ -375,6 +434,12 @@ def test_other_precisions_of_a_student_say_almost_the_same(precision: Precision,
     assert expected.detections is not None
     best = expected.detections.scores[:5]
     np.testing.assert_allclose(found.detections.scores[:5], best, atol=0.01 if precision == "fp16" else 0.1)
+    both = lowered.run_batch([(one.rgb, one.thermal, one.rgb_to_thermal) for one in SAMPLES])
+    for one, together in zip(SAMPLES, both, strict=True):
+        alone = lowered.run(one.rgb, one.thermal, one.rgb_to_thermal)
+        assert together.segmentation is not None
+        assert alone.segmentation is not None
+        assert (together.segmentation.mask == alone.segmentation.mask).mean() > 0.999
 
 
 def test_a_compressed_student_in_fp16_stays_small(

@@ -14,6 +14,7 @@ from md_training.postprocess import (
     SUPPRESSION_ROUNDS,
     DetectionLimits,
     detect,
+    detect_batch,
     detect_padded,
     segment,
     unsuppressed,
@@ -81,6 +82,31 @@ def test_padded_detection_is_detection_with_rows_of_no_object() -> None:
         assert bool((found[1][count:] == -1).all())
         assert not found[0][count:].any()
         assert not found[2][count:].any()
+
+
+def test_a_batch_is_detected_in_as_its_images_one_by_one() -> None:
+    random = torch.Generator().manual_seed(4)
+    anchors, _ = crowd(3, 500)
+    classes = torch.randn(4, 500, 3, generator=random) * 2 - 2
+    classes[1] = -20  # nothing to be seen
+    classes[3] = classes[0]  # the same places twice: images do not suppress each other
+    deltas = torch.randn(4, 500, 4, generator=random) * 0.3
+    deltas[3] = deltas[0]
+    box = make_letterbox(299, 501, (640, 512), anchors)
+    for limits in (DetectionLimits(score_threshold=0.5), DetectionLimits(score_threshold=0.1, maximum=7)):
+        boxes, scores, labels, image = detect_batch(DetectionLogits(classes, deltas), anchors, box, limits)
+        counts = []
+        for index in range(4):
+            one = DetectionLogits(classes[index : index + 1], deltas[index : index + 1])
+            expected = detect(one, anchors, box, limits)
+            rows = image == index
+            for found, alone in zip((boxes, scores, labels), expected, strict=True):
+                assert torch.equal(found[rows], alone)
+            counts.append(int(rows.sum()))
+        assert image.tolist() == sorted(image.tolist())
+        assert counts[1] == 0
+        assert counts[0] == counts[3] > 5
+        assert counts[:3:2] == [7, 7] or max(counts) > 7  # the limit is that of an image
 
 
 # --- masks

@@ -1,5 +1,6 @@
 """fp16 and int8: the network alone is converted, what is lost is measured, and too much is refused."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from md_perception.inference.student_file import StudentFile
 from md_perception.results import StudentOutput
 from md_training.__main__ import export as export_command
 from md_training.data.sample import Sample
+from md_training.data.sources import YoloData
 from md_training.data.splits import DataError
 from md_training.data.synthetic import SceneData
 from md_training.evaluate import answer_of_student
@@ -33,6 +35,7 @@ from md_training.precision import (
     Trial,
     compare,
     data_for,
+    data_for_file,
     extract,
     features,
     fp16,
@@ -276,31 +279,66 @@ def test_losses_are_points_and_speed_is_the_median_of_paired_ratios() -> None:
 
 def test_calibration_and_held_out_scenes_are_different_ones(student: Path) -> None:
     file = StudentFile.read(student)  # of scenes, by its manifest; takes cameras of 64x48
-    data = data_for(file, None, Lowering(calibration_samples=2, held_out=1))
+    data = data_for_file(file, Lowering(calibration_samples=2, held_out=1))
     assert [sample.name for sample in data.calibration] == ["scene 1000000", "scene 1000001"]
     (held_out,) = data.held_out
     assert held_out.name == "scene 9000000"
     assert held_out.rgb.shape == (48, 64, 3)
-    other = data_for(file, SceneData(first_seed=7), Lowering(calibration_samples=1, held_out=1))
+    other = data_for((64, 48), None, SceneData(first_seed=7), Lowering(calibration_samples=1, held_out=1))
     assert [sample.name for sample in other.calibration] == ["scene 7"]
 
 
 def test_a_folder_is_calibrated_on_and_another_list_scored(student: Path, tmp_path: Path) -> None:
     write_yolo(tmp_path / "set")
     settings = Lowering(calibration_data=tmp_path / "set", calibration_split="train", held_out_data=tmp_path / "set")
-    data = data_for(StudentFile.read(student), None, settings)
+    data = data_for_file(StudentFile.read(student), settings)
     assert [sample.name for sample in data.calibration] == ["0D", "1D"]
     assert [sample.name for sample in data.held_out] == ["2N"]
     assert data.title == "1 pairs of set val"
+    assert data.tasks == ("detection",)
 
 
-def test_a_student_of_real_images_needs_their_like(student: Path) -> None:
+@pytest.mark.parametrize("trained_on_it", [False, True])
+def test_one_folder_for_both_is_calibrated_on_what_is_not_scored(tmp_path: Path, trained_on_it: bool) -> None:
+    root = tmp_path / "set"
+    write_yolo(root)
+    (tmp_path / "link").symlink_to(root)  # the same images by another name
+    settings = Lowering(calibration_data=tmp_path / "link", held_out_data=None if trained_on_it else root)
+    data = data_for(SIZE, None, YoloData(root) if trained_on_it else None, settings)
+    assert [sample.name for sample in data.calibration] == ["0D", "1D"]
+    assert [sample.name for sample in data.held_out] == ["2N"]
+    with pytest.raises(DataError, match=r"is also held out \(set val\).*--calibration-split or --held-out-split"):
+        data_for(SIZE, None, None, replace(settings, calibration_split="val", held_out_data=root))
+
+
+def test_what_cannot_be_is_told_before_a_sample_is_read(student: Path, tmp_path: Path) -> None:
+    def never() -> Iterator[Sample]:
+        pytest.fail("a sample was read")
+        yield
+
+    data = Data(never(), never(), "a drive")
+    for arguments, problem in (
+        ((data, Lowering(), "../away"), r"'../away' cannot be a student's name: use letters, digits"),
+        ((data, Lowering(keep_fp32=("neck",))), "--keep-fp32 neck: no layer's name begins so"),
+        ((replace(data, tasks=("detection",)), Lowering()), r"a drive has no truth of segmentation.*--held-out-data"),
+    ):
+        with pytest.raises((ValueError, ExportError), match=problem):
+            lower(student, tmp_path / "int8.onnx", "int8", *arguments)
+    assert not (tmp_path / "int8.onnx").exists()
+    with pytest.raises(ValueError, match="max_loss at least 0"):
+        Lowering(max_loss=float("nan"))
+
+
+def test_a_student_of_real_images_needs_their_like(student: Path, tmp_path: Path) -> None:
     model = onnx.load(student)
     manifest = Manifest.from_metadata({entry.key: entry.value for entry in model.metadata_props}, "student")
     set_manifest(model, manifest.model_copy(update={"seen_real_images": True}))
     onnx.save(model, student)
+    with pytest.raises(DataError, match="--held-out-data"):
+        data_for_file(StudentFile.read(student), Lowering())
+    write_yolo(tmp_path / "set")
     with pytest.raises(DataError, match="--calibration-data"):
-        data_for(StudentFile.read(student), None, Lowering())
+        data_for_file(StudentFile.read(student), Lowering(held_out_data=tmp_path / "set"))
 
 
 def test_an_exported_file_is_lowered_by_the_command(

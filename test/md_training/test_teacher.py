@@ -15,7 +15,7 @@ from md_perception.inference.session import Student as ExportedStudent
 from md_training.checkpoint import Checkpoint
 from md_training.data.sample import in_thermal_pixels
 from md_training.data.synthetic import SceneData
-from md_training.evaluate import evaluate_student, predict
+from md_training.evaluate import answers_of_student, predict
 from md_training.export import export, fold_batch_norm
 from md_training.losses import IGNORED_PIXEL, Targets, foreground, gradient_norms, task_losses
 from md_training.models.backbone import CHANNELS, Backbone
@@ -259,7 +259,8 @@ def test_teachers_and_thermal_students_are_exported_to_the_format_of_the_student
     assert expected.segmentation is not None
     assert float((found.segmentation.mask == expected.segmentation.mask).mean()) > 0.99
     assert (found.detections is None) == (expected.detections is None)
-    assert evaluate_student(exported, [sample])["all"].segmentation.pixels == found.segmentation.mask.size
+    scored = answers_of_student(exported, [sample]).scores()["all"]
+    assert scored.segmentation.pixels == found.segmentation.mask.size
 
 
 def test_a_sample_in_thermal_pixels() -> None:

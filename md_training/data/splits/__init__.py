@@ -14,7 +14,6 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from md_perception.annotations.files import DataError
-from md_training.data.kaist_lists import LISTS
 
 RECORD = "md_lists.json"
 """File in the root of a data set that keeps the hashes of published lists whose hash is not known here."""
@@ -39,9 +38,22 @@ class PublishedList:
 
 
 PUBLISHED = (
-    *(
-        PublishedList("kaist", known.name, known.definition, known.count, known.sha256, "\r\n")
-        for known in LISTS.values()
+    PublishedList(
+        "kaist",
+        "test-all-20",
+        "every 20th frame of set06 to set11 (I00019, I00039, ..): 1,455 by day, 797 by night",
+        2252,
+        "3964851243559a86560774ce2eabfc9e52e40c1c7f76efc0e47a280eecbe3b6f",
+        "\r\n",
+    ),
+    PublishedList(
+        "kaist",
+        "train-all-02",
+        "every second frame of set00 to set05 (I00001, I00003, ..), with or without persons: 16,694 by day, 8,392 by "
+        "night",
+        25086,
+        "3ff6a85bb60f6dd895bcfa0d2ccc4e9c3ffe35a8391a9fcb63f8a85a2d4c8d8d",
+        "\r\n",
     ),
     PublishedList("kaist", "test-day-20", "the frames of test-all-20 in set06, set07 and set08", 1455),
     PublishedList("kaist", "test-night-20", "the frames of test-all-20 in set09, set10 and set11", 797),
