@@ -4,6 +4,7 @@
 """
 
 import logging
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -17,10 +18,16 @@ from md_perception.results import Camera, Float32Array, Frame, Mode, Perception,
 from md_perception.sensing.health import Content, content_of
 from md_perception.sensing.images import ImageError, Message, stamp_ns, to_rgb
 from md_perception.sensing.pairing import PairingSettings
-from md_perception.sensing.registration import NoCameraInfoYet, Registration, RegistrationSettings
+from md_perception.sensing.registration import NoCalibration, Registration, RegistrationSettings
 from md_perception.sensing.thermal import TEMPERATURES, ThermalNormaliser, ThermalSettings
 
 logger = logging.getLogger(__name__)
+
+ANNOUNCEMENT_PERIOD_S = 5.0
+"""Changes of the image sizes are told at most so often."""
+
+PREPARED_SIZES = 4
+"""So many sizes of images, the last ones, need no new warm-up when they come back."""
 
 Sizes = tuple[tuple[int, int] | None, tuple[int, int] | None]
 """(width, height) px of the RGB image and of the thermal image, None without one."""
@@ -113,7 +120,10 @@ class Pipeline:
             for mode, student in self.students.items()
             if student.manifest.thermal is not None
         }
-        self._prepared: dict[Mode, Sizes] = {}
+        self._sizes: dict[Mode, Sizes] = {}  # of the last frame
+        self._prepared: dict[Mode, dict[Sizes, None]] = {mode: {} for mode in self.students}  # the last few, in order
+        self._announced: dict[Mode, float] = {}  # when the last change was told, on a steady clock
+        self._untold: dict[Mode, int] = {}  # changes since then
         self.registration = Registration(settings.registration)
         """Thread-safe; where it needs CameraInfo messages, they are noted there."""
         self.latest_pair: Work | None = None
@@ -134,6 +144,10 @@ class Pipeline:
     def student_of(self, mode: Mode) -> Student:
         """Return the student that serves a mode. Raises KeyError where there is none."""
         return self.students[served_as(mode)]
+
+    def registers(self, rgb_size: tuple[int, int] | None, thermal_size: tuple[int, int] | None) -> bool:
+        """Return whether images of these sizes, (width, height) px, can be registered; None: not known yet."""
+        return not self.registration.problem(rgb_size, thermal_size)
 
     def look(self, message: Message, camera: Camera) -> Content:
         """Look at a picture for the health of its camera.
@@ -162,7 +176,8 @@ class Pipeline:
 
         pair_wait_ms: how long pairing took, passed on into the result. mode: None: the one of the cameras that are
         given; LAST_THERMAL has to be said.
-        The first frame of another size than the students were warmed up for is announced and warms them up again.
+        The first frame of a size that the students were not warmed up for warms them up again; other sizes are
+        announced, those that keep changing once in ANNOUNCEMENT_PERIOD_S.
         Raises RejectedFrame where the messages cannot be used.
         """
         start = time.perf_counter()
@@ -179,12 +194,12 @@ class Pipeline:
             if rgb_frame is not None and thermal_frame is not None:
                 matrix = self.registration.matrix(_size(rgb_frame), _size(thermal_frame))
                 offset_ns = thermal_frame.stamp_ns + self.settings.pairing.offset_ns - rgb_frame.stamp_ns
-        except NoCameraInfoYet as error:
+        except NoCalibration as error:
             raise NotReady(str(error)) from error
         except (ImageError, ValueError) as error:
             raise RejectedFrame(str(error)) from error
         decode_ms = 1e3 * (time.perf_counter() - start)
-        self._announce_sizes(
+        self._meet_sizes(
             served_as(mode),
             (
                 None if rgb_frame is None else _size(rgb_frame),
@@ -220,24 +235,47 @@ class Pipeline:
 
     def _warm_up(self, mode: Mode, sizes: Sizes) -> float:
         seconds = self.students[mode].warm_up(*sizes)
-        self._prepared[mode] = sizes
+        self._sizes[mode] = sizes
+        prepared = self._prepared[mode]
+        prepared[sizes] = None
+        if len(prepared) > PREPARED_SIZES:
+            del prepared[next(iter(prepared))]
         return seconds
 
-    def _announce_sizes(self, mode: Mode, sizes: Sizes) -> None:
-        if self._prepared.get(mode) == sizes:
+    def _meet_sizes(self, mode: Mode, sizes: Sizes) -> None:
+        """Prepare the student for images of sizes that it does not know, and tell of a change."""
+        if self._sizes.get(mode) == sizes:
             return
-        before = self._prepared.get(mode)
-        logger.info(  # beforehand: a provider may take minutes
-            "%s input is %s, %s: preparing the student for it",
-            mode.name,
-            _described(sizes),
-            f"it was {_described(before)}" if before else "the first",
-        )
+        new = sizes not in self._prepared[mode]
+        told = self._announce_sizes(mode, sizes, new)  # beforehand: a provider may take minutes
+        self._sizes[mode] = sizes
+        if not new:
+            return
         try:
             seconds = self._warm_up(mode, sizes)
         except StudentError as error:
             raise RejectedFrame(str(error)) from error
-        logger.info("the student for %s is prepared after %.2f s", mode.name, seconds)
+        if told:
+            logger.info("the student for %s is prepared after %.2f s", mode.name, seconds)
+
+    def _announce_sizes(self, mode: Mode, sizes: Sizes, new: bool) -> bool:
+        """Return whether a change of sizes was told; those that follow it closely are counted."""
+        before, now_s = self._sizes.get(mode), time.monotonic()
+        if before is not None:
+            if now_s - self._announced.get(mode, -math.inf) < ANNOUNCEMENT_PERIOD_S:
+                self._untold[mode] = self._untold.get(mode, 0) + 1
+                return False
+            self._announced[mode] = now_s
+        untold = self._untold.pop(mode, 0)
+        logger.info(
+            "%s input is %s, %s%s%s",
+            mode.name,
+            _described(sizes),
+            f"it was {_described(before)}" if before else "the first",
+            f", after {untold} more changes" if untold else "",
+            ": preparing the student for it" if new else "",
+        )
+        return True
 
 
 def mode_of(student: Student) -> Mode:

@@ -8,7 +8,7 @@ import heapq
 import math
 import struct
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,10 @@ from md_perception.bags.write import BagWriter
 from md_perception.evaluation.sources import Idle, ReplayedFrame
 from md_perception.inference.session import Student
 from md_perception.intake import Counters
-from md_perception.outputs.messages import MessageBuilder, NodeStatus
+from md_perception.outputs.messages import MessageBuilder
 from md_perception.pipeline import served_as
 from md_perception.results import Mode, Perception, StudentOutput
+from md_perception.status import Ages, frame_status, idle_status
 
 _HEAD = struct.Struct("<BqI")
 """Number of the topic in _TYPES, log time, bytes of the message."""
@@ -78,15 +79,8 @@ class ResultMessages:
         return packed([self._idle_status(idle, ended) for idle in moments])
 
     def _idle_status(self, idle: Idle, ended: Ended) -> tuple[str, int, bytes]:
-        status = NodeStatus(
-            idle.log_ns,
-            "",
-            Mode.STALE,
-            rgb_age_s=idle.rgb_age_s,
-            thermal_age_s=idle.thermal_age_s,
-            faults=idle.faults,
-            **_counts(idle.counters, ended),
-        )
+        ages = Ages(idle.rgb_age_s, idle.thermal_age_s)
+        status = idle_status(idle.log_ns, Mode.STALE, ages, _ended(idle.counters, ended), idle.faults)
         return self._message(TOPICS.status, idle.log_ns, self._build.status(status))
 
     def _results(self, frame: ReplayedFrame, perception: Perception, ended: Ended) -> Iterator[tuple[str, int, bytes]]:
@@ -98,20 +92,14 @@ class ResultMessages:
         published = Perception(
             perception.stamp_ns, perception.frame_id, perception.mode, perception.size, perception.rgb, output
         )
-        status = NodeStatus(
-            perception.stamp_ns,
-            perception.frame_id,
-            perception.mode,
-            student=student.manifest.name,
-            precision=student.precision,
-            provider=student.provider,
-            pair_offset_s=math.nan if perception.pair_offset_ns is None else perception.pair_offset_ns / 1e9,
-            rgb_age_s=frame.rgb_age_s,
-            thermal_age_s=frame.thermal_age_s,
-            faults=frame.faults,
+        status = frame_status(
+            perception,
+            student,
+            Ages(frame.rgb_age_s, frame.thermal_age_s),
+            _ended(frame.counters, ended),
+            frame.faults,
             pair_wait_ms=frame.waited_ns / 1e6,
             total_ms=math.nan,
-            **_counts(frame.counters, ended),
         )
         build, log_ns = self._build, frame.log_ns
         yield self._message(TOPICS.status, log_ns, build.status(status))
@@ -124,18 +112,9 @@ class ResultMessages:
         return topic, log_ns, bytes(self._store.serialize_cdr(message, _TYPES[topic]))
 
 
-def _counts(counters: Counters, ended: Ended) -> dict[str, Any]:
-    """Return the counters as fields of NodeStatus."""
-    return {
-        "received_rgb": counters.received,
-        "processed": ended.processed,
-        "paired": counters.paired,
-        "unpaired_rgb": counters.unpaired,
-        "rejected": ended.rejected,
-        "received_thermal": counters.thermal_received,
-        "processed_thermal": ended.thermal_processed,
-        "rejected_thermal": ended.thermal_rejected,
-    }
+def _ended(counters: Counters, ended: Ended) -> Counters:
+    """Return the counters with the ends of the frames, which an intake without a worker does not know."""
+    return replace(counters, **vars(ended))
 
 
 def packed(messages: Iterable[tuple[str, int, bytes]]) -> bytes:

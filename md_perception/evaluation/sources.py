@@ -18,7 +18,7 @@ from md_perception.evaluation.records import DriveRecord, ModeChange
 from md_perception.intake import IDLE_PERIOD_S, REJECTED_IN_A_ROW, TICK_S, Alone, Counters, Inspection, Intake
 from md_perception.parameters import Parameters
 from md_perception.results import Camera, Mode
-from md_perception.sensing.health import Content, ImageForm, ModeSelector, content_of
+from md_perception.sensing.health import Content, ImageForm, ModeSelector, Registers, content_of
 from md_perception.sensing.images import ImageError, stamp_ns
 from md_perception.sensing.pairing import NearestPairing, Paired, StampedMessage
 
@@ -137,7 +137,7 @@ class Replay:
 
     modes: that have a student. change: what happens to the messages first. note_info: told of each CameraInfo, as
     changed; note_original_info: as it is in the bag. with_reference: also pair the unchanged messages. look: by default
-    at any picture that can be decoded, whatever unit its thermal values have.
+    at any picture that can be decoded, whatever unit its thermal values have. registers: see ModeSelector.
     """
 
     def __init__(
@@ -153,6 +153,7 @@ class Replay:
         note_original_info: NoteInfo = lambda camera, message, topic: None,
         with_reference: bool = False,
         look: Look | None = None,
+        registers: Registers = lambda rgb_size, thermal_size: True,
     ) -> None:
         self._bag, self._topics, self._name = bag, topics, name
         self._look = look or _content
@@ -163,7 +164,7 @@ class Replay:
         self._pairing: NearestPairing[StampedMessage] = NearestPairing(
             settings if Mode.FUSED in modes else replace(settings, max_wait_ns=0)
         )
-        selector = ModeSelector(modes, health)
+        selector = ModeSelector(modes, health, registers)
         self._used: dict[Camera, str | None] = {"rgb": None, "thermal": None}
         if set(modes) - {Mode.THERMAL_ONLY}:
             self._used["rgb"] = topics.rgb

@@ -16,7 +16,7 @@ import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,12 +43,13 @@ from md_perception.ros.harness import (
     final_status,
     node_command,
     own_environment,
+    read_student,
     run_command,
+    sample_of,
     wait_for,
 )
 from md_perception.ros.player import qos_profile
 from md_perception.ros.publishers import message_class
-from md_perception.ros.soak import sample_of
 from md_perception.ros.timeline import (
     LATENCY,
     OVERHEAD,
@@ -84,13 +85,17 @@ RESULT_TOPICS = {
 }
 """What can be subscribed to: topic and type."""
 
+_TASKS = {"detections": "detection", "mask": "segmentation", "confidence": "segmentation"}
+"""What a student has to do for a result."""
+
 EXECUTOR, WORKER = "md_perception executor", "md_perception worker"
 
 
 @dataclass(frozen=True)
 class BenchmarkOptions:
     """What is run. seconds: of a round, after its warm-up. size: of RGB, (width, height) px; thermal has a quarter of
-    both. results: keys of RESULT_TOPICS. parameters, against: of the node; rounds with `parameters` and `against` added
+    both, and is there if the student takes it. results: keys of RESULT_TOPICS; none: detections and mask, as far as the
+    student has them. parameters, against: of the node; rounds with `parameters` and `against` added
     alternate with rounds without the latter. out: folder of report.json, report.md and the logs."""
 
     student: Path = DEMO_STUDENT
@@ -99,7 +104,7 @@ class BenchmarkOptions:
     rounds: int = 3
     size: tuple[int, int] = (640, 512)
     compressed: bool = False
-    results: tuple[str, ...] = ("detections", "mask")
+    results: tuple[str, ...] = ()
     parameters: tuple[str, ...] = ()
     against: tuple[str, ...] = ()
     out: Path = Path("log/benchmark")
@@ -186,8 +191,13 @@ def cpu_ns_by_thread(pid: int) -> dict[int, int]:
     return times
 
 
-def measure(options: BenchmarkOptions, parameters: Sequence[str], folder: Path) -> Round:
-    """Start the node, send frames, end it, and return what happened. folder: for logs. Raises RunError."""
+def measure(
+    options: BenchmarkOptions, parameters: Sequence[str], folder: Path, *, results: Sequence[str], thermal: bool
+) -> Round:
+    """Start the node, send frames, end it, and return what happened.
+
+    folder: for logs. results: keys of RESULT_TOPICS. thermal: whether there is that camera. Raises RunError.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -203,13 +213,14 @@ def measure(options: BenchmarkOptions, parameters: Sequence[str], folder: Path) 
     cameras = [sys.executable, "-m", "md_perception.ros.cameras", "--rate", str(options.rate_hz)]
     cameras += ["--size", *map(str, options.size), "--images", str(images), "--report", str(sent)]
     cameras += ["--compressed"] if options.compressed else []
+    cameras += [] if thermal else ["--rgb-alone"]
     subscriber = Subscriber()
     with (
         INTERRUPTION.held(),
         Graph("md_benchmark") as graph,
         Child("node", command, folder / "node.log", environment | {FILE_VARIABLE: str(trace)}) as node,
     ):
-        subscriber.subscribe(graph, options.results)
+        subscriber.subscribe(graph, results)
         graph.wait_until_active(node)
         graph.check_alone()
         with Child("cameras", cameras, folder / "cameras.log", environment) as sender:
@@ -234,15 +245,15 @@ def measure(options: BenchmarkOptions, parameters: Sequence[str], folder: Path) 
     if not timeline.frames:
         got = ", ".join(f"{name} {len(times)}" for name, times in subscriber.received.items())
         raise RunError(
-            f"not one of {images} frames came back whole: {status.processed} were processed, {got} received; does the "
-            f"student give all of these results (--results)? The node's log: {folder / 'node.log'}"
+            f"not one of {images} frames came back whole: {status.processed} were processed, {got} received; the "
+            f"node's log: {folder / 'node.log'}"
         )
     used = {thread: after[thread] - before.get(thread, 0) for thread in after}
     inference_ns, frames = inference_cpu_ns(traced["points"], begin_ns, end_ns)
     python = {int(thread): name for thread, name in traced["threads"].items()}
     load = _load(used, python, inference_ns, max(frames, 1), held.memory_mb, held.resident_mb)
     counted = Accounting.of(
-        status, in_bag=images, played=len(log["ended_ns"]), results=len(subscriber.received[options.results[0]])
+        status, in_bag=images, played=len(log["ended_ns"]), results=len(subscriber.received[results[0]])
     )
     seconds = (log["ended_ns"][-1] - log["ended_ns"][warm_up]) / 1e9
     return Round(timeline, load, counted, seconds, *subscriber.student)
@@ -280,14 +291,24 @@ def _load(
 def run(options: BenchmarkOptions) -> int:
     """Run the benchmark; return 0, or 1 where an image is not accounted for. Raises RunError."""
     step = Steps("benchmark")
+    manifest = read_student(options.student).manifest
+    given = [name for name in ("detections", "mask") if _TASKS[name] in manifest.tasks]
+    options = replace(options, results=options.results or tuple(given))
+    if lacking := [name for name in options.results if _TASKS.get(name, manifest.tasks[0]) not in manifest.tasks]:
+        raise RunError(
+            f"student {options.student} does {' and '.join(manifest.tasks)} alone and gives no "
+            f"{' and no '.join(lacking)}: leave --results out, or name others"
+        )
+    thermal = "thermal" in manifest.inputs
     variants = [options.parameters, *([(*options.parameters, *options.against)] if options.against else [])]
     rounds: list[list[Round]] = [[] for _ in variants]
     for number in range(options.rounds):
         for index, parameters in list(enumerate(variants))[:: 1 if number % 2 == 0 else -1]:
             step(f"round {number + 1} of {options.rounds}{': ' if parameters else ''}{' '.join(parameters)}")
-            rounds[index].append(measure(options, parameters, options.out / f"round-{number + 1}-{'ab'[index]}"))
+            folder = options.out / f"round-{number + 1}-{'ab'[index]}"
+            rounds[index].append(measure(options, parameters, folder, results=options.results, thermal=thermal))
     problems = [problem for of_variant in rounds for one in of_variant for problem in one.accounting.problems()]
-    report = _report(options, variants, rounds, problems)
+    report = _report(options, thermal, variants, rounds, problems)
     write_whole(options.out / "report.json", json.dumps(report, indent=1).encode())
     text = tables(report)
     write_whole(options.out / "report.md", text.encode())
@@ -299,7 +320,11 @@ def run(options: BenchmarkOptions) -> int:
 
 
 def _report(
-    options: BenchmarkOptions, variants: Sequence[Sequence[str]], rounds: list[list[Round]], problems: list[str]
+    options: BenchmarkOptions,
+    thermal: bool,
+    variants: Sequence[Sequence[str]],
+    rounds: list[list[Round]],
+    problems: list[str],
 ) -> dict[str, Any]:
     """Return the report: its keys are those of the options and of the classes above."""
     described = []
@@ -335,6 +360,7 @@ def _report(
             "numpy": np.__version__,
             "middleware": get_rmw_implementation_identifier(),
         },
+        "cameras": ["rgb", "thermal"] if thermal else ["rgb"],
         # Names of files alone: where they lie says nothing to others.
         "options": {name: v.name if isinstance(v, Path) else v for name, v in vars(options).items()},
         "variants": described,
@@ -365,10 +391,11 @@ def tables(report: dict[str, Any]) -> str:
     """Return the report as Markdown."""
     options = report["options"]
     width, height = options["size"]
+    beside = f"with {width // 4}x{height // 4} thermal" if "thermal" in report["cameras"] else "alone"
     lines = [
         "# md_benchmark",
         "",
-        f"{width}x{height} RGB with {width // 4}x{height // 4} thermal at {options['rate_hz']:g} Hz, "
+        f"{width}x{height} RGB {beside} at {options['rate_hz']:g} Hz, "
         f"{'compressed' if options['compressed'] else 'raw'}; results {', '.join(options['results'])}; "
         f"{options['rounds']} rounds of {options['seconds']:g} s",
         "",
@@ -429,17 +456,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="md_benchmark", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("--student", type=Path, default=DEMO_STUDENT, help="file (.onnx); takes RGB and thermal")
+    parser.add_argument(
+        "--student", type=Path, default=DEMO_STUDENT, help="file (.onnx); takes RGB, and thermal or not"
+    )
     parser.add_argument(
         "--probe", action="store_true", help="take a student that costs next to nothing: what is left is the node"
     )
-    parser.add_argument("--rate", type=float, default=30.0, metavar="HZ", help="of both cameras")
+    parser.add_argument("--rate", type=float, default=30.0, metavar="HZ", help="of each camera")
     parser.add_argument("--seconds", type=float, default=20.0, help="of a round")
     parser.add_argument("--rounds", type=int, default=3, help="starts of the node, of each setting")
     parser.add_argument("--size", type=int, nargs=2, default=(640, 512), metavar=("W", "H"), help="of RGB, px")
     parser.add_argument("--transport", choices=("raw", "compressed"), default="raw")
     parser.add_argument(
-        "--results", nargs="+", choices=RESULT_TOPICS, default=["detections", "mask"], help="what is subscribed to"
+        "--results",
+        nargs="+",
+        choices=RESULT_TOPICS,
+        default=[],
+        help="what is subscribed to; by default detections and mask, as far as the student has them",
     )
     parser.add_argument("--parameters", nargs="+", default=[], metavar="NAME:=VALUE", help="of the node")
     parser.add_argument(

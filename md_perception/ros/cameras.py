@@ -48,21 +48,28 @@ class Sent:
 
 
 class Cameras:
-    """Publishes both cameras at a rate, thermal first, on a thread of its own, until it is left; a context manager."""
+    """Publishes the cameras at a rate, thermal first, on a thread of its own, until it is left; a context manager."""
 
     def __init__(
-        self, node: Node, size: tuple[int, int], rate_hz: float, *, compressed: bool = False, images: int | None = None
+        self,
+        node: Node,
+        size: tuple[int, int],
+        rate_hz: float,
+        *,
+        thermal: bool = True,
+        compressed: bool = False,
+        images: int | None = None,
     ) -> None:
-        """size: (width, height) px of RGB; thermal has a quarter of both. compressed: RGB goes out as JPEG, thermal as
-        PNG, as image_transport names them. images: of RGB, after which nothing more is sent; None: no end."""
+        """size: (width, height) px of RGB; thermal, where it is wanted, has a quarter of both. compressed: RGB goes out
+        as JPEG, thermal as PNG, as image_transport names them. images: of RGB, after which nothing more is sent; None:
+        no end."""
         self._rate_hz = rate_hz
         self._images = math.inf if images is None else images
         self._now = node.get_clock()
         qos = qos_profile(TopicQos.RELIABLE)
         suffix, kind = ("/compressed", CompressedImage) if compressed else ("", Image)
-        self._publishers = [
-            node.create_publisher(kind, topic + suffix, qos) for topic in (CAMERAS.thermal, CAMERAS.rgb)
-        ]
+        self._rgb = node.create_publisher(kind, CAMERAS.rgb + suffix, qos)
+        self._thermal = node.create_publisher(kind, CAMERAS.thermal + suffix, qos) if thermal else None
         self._pictures = _pictures(size, _compressed if compressed else _image)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="cameras", daemon=True)
@@ -78,9 +85,10 @@ class Cameras:
         self._thread.join()
 
     def __enter__(self) -> "Cameras":
-        heard = wait_for(lambda: all(p.get_subscription_count() for p in self._publishers), 30.0)
-        if not heard:
-            raise RunError("the node did not subscribe to both cameras: its student has to take RGB and thermal")
+        publishers = [publisher for publisher in (self._thermal, self._rgb) if publisher is not None]
+        if not wait_for(lambda: all(publisher.get_subscription_count() for publisher in publishers), 30.0):
+            topics = " and ".join(publisher.topic_name for publisher in publishers)
+            raise RunError(f"the node did not subscribe to {topics}: see its log, and its parameters *.transport")
         time.sleep(_SETTLE_S)
         self._thread.start()
         return self
@@ -96,10 +104,11 @@ class Cameras:
             stamp_ns = self._now.now().nanoseconds
             seconds, nanoseconds = divmod(stamp_ns, 1_000_000_000)
             thermal.header.stamp = rgb.header.stamp = Time(sec=seconds, nanosec=nanoseconds)
-            self._publishers[0].publish(thermal)
+            if self._thermal is not None:
+                self._thermal.publish(thermal)
             self.log.stamps_ns.append(stamp_ns)
             self.log.began_ns.append(time.monotonic_ns())
-            self._publishers[1].publish(rgb)
+            self._rgb.publish(rgb)
             self.log.ended_ns.append(time.monotonic_ns())
             due = max(due + 1 / self._rate_hz, time.monotonic() - _BEHIND_S)
 
@@ -134,6 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rate", type=float, required=True, metavar="HZ")
     parser.add_argument("--size", type=int, nargs=2, required=True, metavar=("W", "H"), help="of RGB, px")
     parser.add_argument("--images", type=int, required=True, help="of RGB")
+    parser.add_argument("--rgb-alone", action="store_true")
     parser.add_argument("--compressed", action="store_true")
     parser.add_argument("--report", type=Path, required=True, help="JSON: see Sent")
     given = parser.parse_args(arguments)
@@ -141,7 +151,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def publish() -> int:
         with Graph("md_cameras") as graph:
             cameras = Cameras(
-                graph.node, tuple(given.size), given.rate, compressed=given.compressed, images=given.images
+                graph.node,
+                tuple(given.size),
+                given.rate,
+                thermal=not given.rgb_alone,
+                compressed=given.compressed,
+                images=given.images,
             )
             with cameras:
                 cameras.wait()

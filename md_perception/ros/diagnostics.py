@@ -11,6 +11,7 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 
 from md_perception.intake import Counters
 from md_perception.results import Mode
+from md_perception.ros.navigation import ObstacleReport
 from md_perception.ros.qos import InputState
 from md_perception.ros.worker import Timings
 from md_perception.sensing.health import CameraReport, Fault
@@ -187,6 +188,13 @@ def registration_status(source: str, warnings: Sequence[str], seen: Misalignment
                 "registration expects it: see whether a camera has moved in its mount, and run md_calibrate again"
             )
     return _status("registration", problems, summary, values)
+
+
+def obstacles_status(report: ObstacleReport) -> DiagnosticStatus:
+    """Return the status of the obstacles in metres, where some are wanted."""
+    values = {"source": report.source, "published": report.published}
+    summary = "published" if report.listened_to else "not published: no result yet, or nobody subscribes"
+    return _status("obstacles", list(report.problems), summary, values)
 
 
 def clock_status(publishers: int, stands_s: float) -> DiagnosticStatus:

@@ -27,6 +27,8 @@ from md_perception.bags.read import Bag
 from md_perception.bags.results import CameraTopics, ResultTopics
 from md_perception.bags.types import STATUS
 from md_perception.bags.write import BagError
+from md_perception.inference.manifest import ManifestError
+from md_perception.inference.student_file import StudentError, StudentFile
 from md_perception.ros.environment import config_file, node_environment
 from md_perception.ros.publishers import message_class
 from md_perception.ros.recorder import RecordedTopic, Recorder
@@ -362,6 +364,55 @@ def wait_for(done: Callable[[], bool], timeout_s: float, children: Sequence[Chil
     return True
 
 
+_PRIVATE = ("RssAnon", "VmSwap")
+"""Of /proc/PID/status. The kernel may drop file-backed pages whenever it likes, and read them again."""
+
+_SHARED = "/dev/shm/"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What the node's process held at a time. frames: RGB images that it had received. memory_mb: what can leak: its
+    own memory, also where it is swapped out, and the whole size of the shared-memory segments that it has mapped.
+
+    A segment of Fast DDS has a fixed size, but its pages are there only once they were used: a slow reader, which keeps
+    more of it in use, would look like a leak for as long as that takes.
+    """
+
+    seconds: float
+    frames: int
+    memory_mb: float
+    resident_mb: float
+    threads: int
+    files: int
+
+
+def sample_of(pid: int, seconds: float, frames: int) -> Sample:
+    """Look at a process of Linux. Raises RunError where it is gone."""
+    process = Path(f"/proc/{pid}")
+    try:
+        status = (process / "status").read_text(encoding="utf-8")
+        shared = _shared_bytes((process / "maps").read_text(encoding="utf-8"))
+        files = len(os.listdir(process / "fd"))
+    except OSError as error:
+        raise RunError(f"the node's process cannot be looked at: {error}") from None
+    values = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
+    megabytes = {name: int(values[name].split()[0]) * 1024 / 1e6 for name in (*_PRIVATE, "VmRSS")}
+    memory = sum(megabytes[name] for name in _PRIVATE) + shared / 1e6
+    return Sample(seconds, frames, memory, megabytes["VmRSS"], int(values["Threads"]), files)
+
+
+def _shared_bytes(maps: str) -> int:
+    """Return the size of the shared-memory segments in /proc/PID/maps: `START-END rwxp OFFSET DEVICE INODE PATH`."""
+    total = 0
+    for line in maps.splitlines():
+        addresses, *_, path = line.split(None, 5)
+        if path.startswith(_SHARED):
+            start, end = (int(address, 16) for address in addresses.split("-"))
+            total += end - start
+    return total
+
+
 # --- The run ---------------------------------------------------------------------------------------------------------
 
 
@@ -375,6 +426,20 @@ def node_command(parameters: Sequence[str]) -> list[str]:
     for parameter in ("autostart:=true", *parameters):
         command += ["-p", parameter]
     return command
+
+
+def read_student(path: Path) -> StudentFile:
+    """Read the student of a run, before anything is started.
+
+    Raises RunError for a file that the node would refuse, and for one that takes no RGB images, which a run counts.
+    """
+    try:
+        file = StudentFile.read(path)
+    except (StudentError, ManifestError) as error:
+        raise RunError(str(error)) from None
+    if "rgb" not in file.manifest.inputs:
+        raise RunError(f"student {path} takes thermal images alone: give one that takes RGB images, which are counted")
+    return file
 
 
 def own_environment() -> dict[str, str]:

@@ -4,6 +4,7 @@ import math
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -32,6 +33,20 @@ _JUMP_NS = 1_000_000_000
 
 _DEPTH_MESSAGES = 8
 """Depth messages among which the one of an image is looked for."""
+
+
+@dataclass(frozen=True)
+class ObstacleReport:
+    """What became of the obstacles, for diagnostics.
+
+    source: ground.source. listened_to: whether somebody subscribed when the last result came. published: results whose
+    obstacles went out. problems: why those of the last result did not, or not by depth, with the cure.
+    """
+
+    source: str
+    listened_to: bool = False
+    published: int = 0
+    problems: tuple[str, ...] = ()
 
 
 class PoseUnknown(LookupError):
@@ -66,6 +81,8 @@ class NavigationOutputs:
         self._faults: dict[Camera, str] = {}
         self._depths: deque[Any] = deque(maxlen=_DEPTH_MESSAGES)
         self._models: dict[Camera, GroundModel] = {}
+        self._report = ObstacleReport(self._wanted.source)
+        self._problems: list[str] = []  # of the result in work
         self._objects: Any = None
         self._clouds: dict[str, Any] = {}
         self._clearing: Any = None
@@ -87,17 +104,27 @@ class NavigationOutputs:
             self._advertise(create)
             self._listen()
 
+    @property
+    def report(self) -> ObstacleReport | None:
+        """What became of the obstacles; None where none are wanted."""
+        return None if self._wanted.source == "off" else self._report
+
     def publish(self, perception: Perception) -> None:
-        """Publish what somebody subscribes to. What is missing for obstacles is said in the log."""
+        """Publish what somebody subscribes to. What is missing for obstacles is said in the log and in `report`."""
         if self._objects is not None and self._objects.get_subscription_count() > 0:
             self._objects.publish(self._build.autoware_objects(perception, self._labels))
         topics = [*self._clouds.values(), *filter(None, (self._clearing, self._scan))]
         if not any(publisher.get_subscription_count() > 0 for publisher in topics):
+            self._report = replace(self._report, listened_to=False, problems=())
             return
+        self._problems = []
+        published = self._report.published
         try:
             self._publish_obstacles(perception)
+            published += 1
         except (LookupError, ValueError) as error:
             self._warn(f"no obstacles: {error}")
+        self._report = ObstacleReport(self._wanted.source, True, published, tuple(self._problems))
 
     def destroy(self) -> None:
         """End the subscriptions."""
@@ -133,7 +160,7 @@ class NavigationOutputs:
             found = CameraGeometry.of(info, self._node.resolve_topic_name(f"{camera}/camera_info"))
         except RegistrationError as error:
             with self._lock:
-                self._faults[camera] = str(error)
+                self._faults[camera] = f"{error}, or set ground.source to 'off'"
                 self._cameras.pop(camera, None)
             return
         with self._lock:
@@ -237,6 +264,7 @@ class NavigationOutputs:
             return None
 
     def _warn(self, text: str) -> None:
+        self._problems.append(text)
         self._node.get_logger().warning(text, throttle_duration_sec=WARNING_PERIOD_S)
 
 

@@ -1,6 +1,7 @@
 """The lifecycle node: it wires topics, parameters and timers to the rooms that do the work."""
 
 import contextlib
+import contextvars
 import gc
 import json
 import logging
@@ -11,7 +12,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import replace
 from functools import partial
@@ -34,6 +35,7 @@ from sensor_msgs.msg import CameraInfo
 
 from md_perception.inference.manifest import ManifestError
 from md_perception.inference.session import Student, StudentError
+from md_perception.inference.sharing import SharedStudents
 from md_perception.intake import IDLE_PERIOD_S, TICK_S, Counters, Intake, Pairing
 from md_perception.parameters import ParameterError, Parameters
 from md_perception.pipeline import Pipeline, mode_of
@@ -45,10 +47,11 @@ from md_perception.ros.clocks import Metronome, arrival_clock
 from md_perception.ros.environment import DEMO_STUDENT
 from md_perception.ros.publishers import Publishers
 from md_perception.ros.synchronisers import SynchronizerPairing
-from md_perception.ros.worker import WORKER_THREAD, Ages, Worker
+from md_perception.ros.worker import WORKER_THREAD, Worker
 from md_perception.sensing.health import Fault, ModeSelector
 from md_perception.sensing.pairing import NearestPairing, PairingSettings, StampedMessage
 from md_perception.sensing.registration import Registration
+from md_perception.status import Ages
 
 T = TypeVar("T")
 
@@ -86,9 +89,13 @@ class PerceptionNode(LifecycleNode):
     subscriptions and the worker exist. All callbacks run on one executor thread; the worker is the only other.
     """
 
-    def __init__(self, **kwargs: Any) -> None:
-        """Raise rclpy's parameter exceptions for overrides of a wrong type or out of range. kwargs: of rclpy's Node."""
+    def __init__(self, *, shared: SharedStudents | None = None, **kwargs: Any) -> None:
+        """Raise rclpy's parameter exceptions for overrides of a wrong type or out of range.
+
+        shared: where the students come from that other nodes of the process have, too. kwargs: of rclpy's Node.
+        """
         super().__init__(NODE_NAME, **kwargs)
+        self._shared = shared
         parameters.declare(self)
         self.add_on_set_parameters_callback(self._on_set_parameters)
         self.add_post_set_parameters_callback(self._after_set_parameters)
@@ -114,11 +121,14 @@ class PerceptionNode(LifecycleNode):
         self._loaded_on: dict[Mode, str] = {}
         self.on_failure: Callable[[], None] = lambda: None
         """Called after ErrorProcessing, on the executor's thread."""
+        self.on_activated: Callable[[], None] = lambda: None
+        """Called when it has become active, on the executor's thread."""
 
     # Lifecycle. rclpy swallows exceptions of these callbacks, so each ends in a return value and a reason in the log.
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Read the parameters, load and warm up the students, advertise the topics."""
+        _speaker.set(self.get_fully_qualified_name())
         try:
             self._configure()
         except (ConfigurationError, ParameterError, StudentError, ManifestError, ValueError) as error:
@@ -132,6 +142,7 @@ class PerceptionNode(LifecycleNode):
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Publish the label info, start the worker, subscribe."""
+        _speaker.set(self.get_fully_qualified_name())
         result = super().on_activate(state)  # enables the publishers
         try:
             self._activate()
@@ -140,6 +151,7 @@ class PerceptionNode(LifecycleNode):
             self._deactivate()
             super().on_deactivate(state)
             return TransitionCallbackReturn.FAILURE
+        self.on_activated()
         return result
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -225,7 +237,8 @@ class PerceptionNode(LifecycleNode):
             except BaseException as error:
                 future.set_exception(error)
 
-        threading.Thread(target=run, name=LOADER_THREAD, daemon=True).start()
+        in_context = partial(contextvars.copy_context().run, run)
+        threading.Thread(target=in_context, name=LOADER_THREAD, daemon=True).start()
         while not wait([future], timeout=_ENDING_POLL_S).done:
             if self._ending.is_set():
                 raise ConfigurationError("the node is asked to end")
@@ -243,7 +256,8 @@ class PerceptionNode(LifecycleNode):
             start = time.monotonic()
             self.get_logger().info(f"loading student {file}")
             path, settings = Path(file).expanduser(), wanted.session_settings()
-            student = self._unless_ending(partial(Student.load, path, settings))
+            load = Student.load if self._shared is None else self._shared.load
+            student = self._unless_ending(partial(load, path, settings))
             mode = mode_of(student)
             if mode in students or mode is not _MODE_OF_FILE.get(parameter, mode):
                 raise ConfigurationError(
@@ -267,7 +281,7 @@ class PerceptionNode(LifecycleNode):
         self._outputs.publish_label_info(self._values.score_threshold, self._now_ns())
         self._intake = Intake(
             self._make_pairing(self._pairing_settings(self._values)),
-            ModeSelector(self._pipeline.students.keys(), self._values.health_settings()),
+            ModeSelector(self._pipeline.students.keys(), self._values.health_settings(), self._pipeline.registers),
             depth=self._values.queue_depth,
             clock_ns=clock_ns,
             poll_s=poll_s,
@@ -431,6 +445,9 @@ class PerceptionNode(LifecycleNode):
                     None if self._watch is None else self._watch.state(),
                 )
             )
+        obstacles = None if self._outputs is None else self._outputs.obstacles
+        if obstacles is not None:
+            statuses.append(diagnostics.obstacles_status(obstacles))
         if self.get_parameter("use_sim_time").value:
             publishers = self.count_publishers("/clock")
             statuses.append(diagnostics.clock_status(publishers, clock_stands_s))
@@ -543,6 +560,9 @@ class PerceptionNode(LifecycleNode):
             for fault in (Fault.FROZEN, Fault.DARK, Fault.SATURATED, Fault.UNREADABLE)
             if fault in report.faults
         ]
+        if self._pipeline is not None and Mode.FUSED in self._students:
+            rgb_size, thermal_size = (None if report.form is None else report.form.size for report in reports.values())
+            reasons += filter(None, [self._pipeline.registration.problem(rgb_size, thermal_size)])
         return "; ".join(reasons) or (
             "no RGB image finds a thermal partner: see the clocks of the cameras, and pairing.offset_s"
         )
@@ -561,14 +581,22 @@ def _note_camera_info(registration: Registration, camera: Camera, topic: str, me
     registration.note_camera_info(camera, message, topic)
 
 
+_speaker: contextvars.ContextVar[str] = contextvars.ContextVar("speaker", default="")
+"""Name of the node whose thread this is: there may be several in the process."""
+
+
 class _RosLogHandler(logging.Handler):
-    """Carries the log lines of the package's modules, which know no ROS, into the node's log."""
+    """Carries the log lines of the package's modules, which know no ROS, into the log of the node whose thread they
+    come from; those of nobody's thread into every node's.
+    """
 
     def __init__(self, node: PerceptionNode) -> None:
         super().__init__(logging.INFO)
         self._node = node
 
     def emit(self, record: logging.LogRecord) -> None:
+        if _speaker.get() not in ("", self._node.get_fully_qualified_name()):
+            return
         logger, text = self._node.get_logger(), record.getMessage()
         # One call site for each severity: rclpy keeps the severity of a call site.
         if record.levelno >= logging.ERROR:
@@ -603,6 +631,15 @@ def main(args: list[str] | None = None) -> int:
     Returns 0, or 1 where it could not be started. Where MD_PERCEPTION_PARENT names a process id, it also ends when that
     process or its parent is gone, as a `ros2 launch` that gets SIGTERM goes without ending its nodes.
     """
+    return serve(args, None)
+
+
+def serve(args: list[str] | None, cameras: Sequence[str] | None) -> int:
+    """Run a node for each camera, as `main` runs its one; return the exit status.
+
+    args: the command line. cameras: namespaces of nodes that share their students; None: the one node.
+    One that fails leaves the others at work; with `autostart`, the process ends with 1 when all have failed.
+    """
     stop = threading.Event()
 
     def on_signal(number: int, frame: FrameType | None) -> None:
@@ -616,7 +653,7 @@ def main(args: list[str] | None = None) -> int:
     except RuntimeError as error:  # an argument that is none, or a security without keys
         return _not_started(error)
     try:
-        code = _run(stop)
+        code = _run(stop, cameras)
     finally:
         rclpy.try_shutdown()
         tracing.write()
@@ -629,18 +666,30 @@ def main(args: list[str] | None = None) -> int:
     return code
 
 
-def _run(stop: threading.Event) -> int:
+def _run(stop: threading.Event, cameras: Sequence[str] | None) -> int:
+    shared = None if cameras is None else SharedStudents()
+    nodes: list[PerceptionNode] = []
     try:
-        node = PerceptionNode()
-    except (InvalidParameterTypeException, InvalidParameterValueException) as error:
-        rclpy.logging.get_logger(NODE_NAME).fatal(f"not started: {error}{parameters.hint(error)}")
-        return 1
-    except rclpy_implementation.RCLError as error:
-        return _not_started(error)
-    try:
-        return _spin(node, stop)
+        for camera in cameras or (None,):
+            try:
+                nodes.append(PerceptionNode(namespace=camera, shared=shared))
+            except (InvalidParameterTypeException, InvalidParameterValueException) as error:
+                whose = "" if camera is None else f"{camera}: "
+                rclpy.logging.get_logger(NODE_NAME).fatal(f"not started: {whose}{error}{parameters.hint(error)}")
+                return 1
+            except rclpy_implementation.RCLError as error:
+                return _not_started(error)
+        names = [node.get_fully_qualified_name() for node in nodes]
+        if len(set(names)) < len(names):
+            rclpy.logging.get_logger(NODE_NAME).fatal(
+                f"not started: the nodes of several cameras are all {names[0]}: leave out the remapping of __ns or "
+                "__node, and write the namespace into the names of the cameras"
+            )
+            return 1
+        return _spin(nodes, stop)
     finally:
-        node.destroy_node()
+        for node in nodes:
+            node.destroy_node()
 
 
 def _not_started(error: Exception) -> int:
@@ -652,69 +701,113 @@ def _not_started(error: Exception) -> int:
     return 1
 
 
-def _spin(node: PerceptionNode, stop: threading.Event) -> int:
-    """Serve the node on a thread of its own, so that this one, the main thread, is free for signals."""
-    executor = SingleThreadedExecutor()
-    executor.add_node(node)
-    # Executor.shutdown from another thread destroys what the spinning thread waits for, and
-    # spin_until_future_complete adds one callback to its future at every turn (https://github.com/ros2/rclpy/pull/1702):
-    # a node that runs for days would grow by gigabytes. A guard condition ends the last turn instead.
-    finish = threading.Event()
-    wake = node.create_guard_condition(lambda: None)
-    failed = threading.Event()
+class _Served:
+    """A node with a thread of its own that serves it, so that the main thread is free for signals."""
 
-    def spin() -> None:
+    def __init__(self, node: PerceptionNode, on_end: Callable[[], None]) -> None:
+        """on_end: called on that thread when the node has failed, or is served no longer."""
+        self._node, self._on_end = node, on_end
+        self._executor = SingleThreadedExecutor()
+        self._executor.add_node(node)
+        # Executor.shutdown from another thread destroys what the spinning thread waits for, and
+        # spin_until_future_complete adds one callback to its future at every turn
+        # (https://github.com/ros2/rclpy/pull/1702): a node that runs for days would grow by gigabytes. A guard
+        # condition ends the last turn instead.
+        self._finish = threading.Event()
+        self._wake = node.create_guard_condition(lambda: None)
+        self._failed, self._ended = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._spin, name="md_perception executor")
+        self._timer: Any = None
+        if node.get_parameter("autostart").value:
+            self._timer = node.create_timer(0.0, self._autostart, clock=Clock(clock_type=ClockType.STEADY_TIME))
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether its autostart has failed, or the node after it, and nobody has activated it again."""
+        return self._failed.is_set()
+
+    @property
+    def is_down(self) -> bool:
+        """Whether it has failed, or is served no longer."""
+        return self.has_failed or self._ended.is_set()
+
+    def ask_to_end(self) -> None:
+        """Let the thread end."""
+        self._finish.set()
+        self._node.end_configure()
+        self._wake.trigger()
+
+    def end(self) -> None:
+        """Wait for the thread, and shut the node down."""
+        self._thread.join()
+        self._executor.shutdown()
+        if rclpy.ok():
+            with contextlib.suppress(rclpy_implementation.RCLError):  # somebody has shut it down already
+                self._node.trigger_shutdown()
+
+    def _spin(self) -> None:
         failures = 0
-        while not finish.is_set() and failures < CALLBACK_FAILURES:
+        while not self._finish.is_set() and failures < CALLBACK_FAILURES:
             try:
-                executor.spin_once()
+                self._executor.spin_once()
             except ExternalShutdownException:
                 break
             except Exception:  # a request that rclpy itself stumbles over, for one: it must not end the node
                 failures += 1
-                node.get_logger().error(
+                self._node.get_logger().error(
                     f"a callback failed; the node goes on:\n{traceback.format_exc()}",
                     throttle_duration_sec=LOG_PERIOD_S,
                 )
             else:
                 failures = 0
         if failures == CALLBACK_FAILURES:
-            node.get_logger().fatal(f"{failures} callbacks in a row failed: ending")
-            failed.set()
-        stop.set()
+            self._node.get_logger().fatal(f"{failures} callbacks in a row failed: ending")
+            self._failed.set()
+        self._ended.set()
+        self._on_end()
 
-    def fail() -> None:
-        failed.set()
-        stop.set()
+    def _fail(self) -> None:
+        self._failed.set()
+        self._on_end()
 
-    def autostart() -> None:
-        node.destroy_timer(timer)
-        node.on_failure = fail
+    def _autostart(self) -> None:
+        self._node.destroy_timer(self._timer)
+        self._node.on_failure, self._node.on_activated = self._fail, self._failed.clear
         success = TransitionCallbackReturn.SUCCESS
-        if node.trigger_configure() != success or node.trigger_activate() != success:
-            if not finish.is_set():  # by a signal, it is no failure
-                failed.set()
+        active = self._node.trigger_configure() == success and self._node.trigger_activate() == success
+        if not active and not self._finish.is_set():  # by a signal, it is no failure
+            self._fail()
+
+
+def _spin(nodes: Sequence[PerceptionNode], stop: threading.Event) -> int:
+    """Serve the nodes until the process is to end, or none is left."""
+
+    def on_end() -> None:
+        if all(one.is_down for one in served):
             stop.set()
 
-    timer: Any = None
-    if node.get_parameter("autostart").value:
-        timer = node.create_timer(0.0, autostart, clock=Clock(clock_type=ClockType.STEADY_TIME))
-    thread = threading.Thread(target=spin, name="md_perception executor")
-    thread.start()
+    served = [_Served(node, on_end) for node in nodes]
+    for one in served:
+        one.start()
     parent_is_gone = _parent_watch()
     while not stop.wait(0.5):
         if parent_is_gone():
-            node.get_logger().warning("the process that started this node is gone: ending")
+            nodes[0].get_logger().warning("the process that started this node is gone: ending")
             break
-    finish.set()
-    node.end_configure()
-    wake.trigger()
-    thread.join()
-    executor.shutdown()
-    if rclpy.ok():
-        with contextlib.suppress(rclpy_implementation.RCLError):  # somebody has shut it down already
-            node.trigger_shutdown()
-    return 1 if failed.is_set() else 0
+    for one in served:
+        one.ask_to_end()
+    # At once: each may have to wait for its frame in work.
+    others = [threading.Thread(target=one.end) for one in served[1:]]
+    for thread in others:
+        thread.start()
+    served[0].end()
+    for thread in others:
+        thread.join()
+    return 1 if all(one.has_failed for one in served) else 0
 
 
 def _parent_watch() -> Callable[[], bool]:

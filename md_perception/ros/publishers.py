@@ -13,7 +13,7 @@ from md_perception.outputs.navigation import NavigationSettings, check_mask_topi
 from md_perception.outputs.overlay import draw
 from md_perception.outputs.tracking import Tracker
 from md_perception.results import Perception, UInt8Image
-from md_perception.ros.navigation import NavigationOutputs
+from md_perception.ros.navigation import NavigationOutputs, ObstacleReport
 from md_perception.ros.qos import LATCHED, RESULT, publisher_overrides
 
 
@@ -117,6 +117,11 @@ class Publishers:
         if self._navigation is not None:
             self._navigation.publish(perception)
         self._publish_for_somebody(self._overlay, lambda: self._overlay_message(perception, thermal))
+
+    @property
+    def obstacles(self) -> ObstacleReport | None:
+        """What became of the obstacles; None where none are wanted."""
+        return None if self._navigation is None else self._navigation.report
 
     def destroy(self) -> None:
         """Release all publishers."""

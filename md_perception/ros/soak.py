@@ -1,4 +1,4 @@
-"""Soak run: two cameras for minutes or hours, and what the node's process holds meanwhile: memory, threads, files.
+"""Soak run: the student's cameras for minutes or hours, and what the node holds meanwhile: memory, threads, files.
 
 Fails where memory, threads or open files grow, or where an image is not accounted for.
 """
@@ -6,7 +6,6 @@ Fails where memory, threads or open files grow, or where an image is not account
 import argparse
 import json
 import math
-import os
 import sys
 import time
 from collections import Counter
@@ -31,11 +30,14 @@ from md_perception.ros.harness import (
     Graph,
     Listener,
     RunError,
+    Sample,
     Steps,
     final_status,
     node_command,
     own_environment,
+    read_student,
     run_command,
+    sample_of,
     wait_for,
 )
 from md_perception.ros.player import qos_profile
@@ -52,53 +54,6 @@ time: afterwards as many images were alive at one time as the histories and queu
 keeps. What memory grows from then on is a leak."""
 
 SAMPLE_S = 1.0
-_PRIVATE = ("RssAnon", "VmSwap")
-"""Of /proc/PID/status. The kernel may drop file-backed pages whenever it likes, and read them again."""
-
-_SHARED = "/dev/shm/"
-
-
-@dataclass(frozen=True)
-class Sample:
-    """What the node's process held at a time. frames: RGB images that it had received. memory_mb: what can leak: its
-    own memory, also where it is swapped out, and the whole size of the shared-memory segments that it has mapped.
-
-    A segment of Fast DDS has a fixed size, but its pages are there only once they were used: a slow reader, which keeps
-    more of it in use, would look like a leak for as long as that takes.
-    """
-
-    seconds: float
-    frames: int
-    memory_mb: float
-    resident_mb: float
-    threads: int
-    files: int
-
-
-def sample_of(pid: int, seconds: float, frames: int) -> Sample:
-    """Look at a process of Linux. Raises RunError where it is gone."""
-    process = Path(f"/proc/{pid}")
-    try:
-        status = (process / "status").read_text(encoding="utf-8")
-        shared = _shared_bytes((process / "maps").read_text(encoding="utf-8"))
-        files = len(os.listdir(process / "fd"))
-    except OSError as error:
-        raise RunError(f"the node's process cannot be looked at: {error}") from None
-    values = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
-    megabytes = {name: int(values[name].split()[0]) * 1024 / 1e6 for name in (*_PRIVATE, "VmRSS")}
-    memory = sum(megabytes[name] for name in _PRIVATE) + shared / 1e6
-    return Sample(seconds, frames, memory, megabytes["VmRSS"], int(values["Threads"]), files)
-
-
-def _shared_bytes(maps: str) -> int:
-    """Return the size of the shared-memory segments in /proc/PID/maps: `START-END rwxp OFFSET DEVICE INODE PATH`."""
-    total = 0
-    for line in maps.splitlines():
-        addresses, *_, path = line.split(None, 5)
-        if path.startswith(_SHARED):
-            start, end = (int(address, 16) for address in addresses.split("-"))
-            total += end - start
-    return total
 
 
 @dataclass(frozen=True)
@@ -180,6 +135,7 @@ class SoakOptions:
 def run(options: SoakOptions) -> int:
     """Run the soak; return 0, or 1 where something grows or is not accounted for. Raises RunError."""
     step = Steps("soak")
+    manifest = read_student(options.student).manifest
     options.out.mkdir(parents=True, exist_ok=True)
     environment = own_environment()
     listener, counts = Listener(), Counter[str]()
@@ -205,7 +161,7 @@ def run(options: SoakOptions) -> int:
             )
         graph.wait_until_active(node)
         graph.check_alone()
-        cameras = Cameras(graph.node, options.size, options.rate_hz)
+        cameras = Cameras(graph.node, options.size, options.rate_hz, thermal="thermal" in manifest.inputs)
         step(f"{options.minutes:g} minutes at {options.rate_hz:g} Hz")
         with cameras:
             begin = told = time.monotonic()
@@ -221,7 +177,8 @@ def run(options: SoakOptions) -> int:
                     step(_line(samples[-1]))
         wait_for(listener.is_quiet, 20.0, [node])
         status = final_status(graph, listener, node)
-    counted = Accounting.of(status, in_bag=cameras.sent, played=cameras.sent, results=counts[RESULTS.detections])
+    results = counts[RESULTS.detections if "detection" in manifest.tasks else RESULTS.mask]
+    counted = Accounting.of(status, in_bag=cameras.sent, played=cameras.sent, results=results)
     growth = Growth.of(samples, options.warm)
     limit_mb = options.limit(growth.frames)
     problems = counted.problems() + growth.problems(limit_mb)
@@ -284,8 +241,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="md_soak", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("--minutes", type=float, default=60.0)
-    parser.add_argument("--rate", type=float, default=30.0, metavar="HZ", help="of both cameras")
-    parser.add_argument("--student", type=Path, default=DEMO_STUDENT)
+    parser.add_argument("--rate", type=float, default=30.0, metavar="HZ", help="of each camera")
+    parser.add_argument(
+        "--student", type=Path, default=DEMO_STUDENT, help="file (.onnx); takes RGB, and thermal or not"
+    )
     parser.add_argument("--size", type=int, nargs=2, default=(640, 512), metavar=("W", "H"), help="of RGB, px")
     parser.add_argument("--warm-up", type=float, metavar="S", help="left out; 300, or a quarter of a shorter run")
     parser.add_argument(

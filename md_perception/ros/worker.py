@@ -1,19 +1,22 @@
 """The one thread that decodes, infers and publishes. An error costs the frame that it happened in, never the thread."""
 
+import contextvars
 import threading
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
-from md_perception.intake import REJECTED_IN_A_ROW, Counters, Inspection, Intake, Job
+from md_perception.intake import REJECTED_IN_A_ROW, Inspection, Intake, Job
 from md_perception.metrics.latency import Percentiles, RollingLatency
 from md_perception.outputs.messages import NodeStatus
 from md_perception.pipeline import NotReady, Pipeline, RejectedFrame, Work
 from md_perception.results import Mode, Perception
 from md_perception.ros import tracing
 from md_perception.ros.publishers import Publishers
+from md_perception.status import Ages, frame_status, idle_status
 
 WORKER_THREAD = "md_perception worker"
 
@@ -22,14 +25,6 @@ LATENCY_FRAMES = 300
 
 JOIN_S = 1.5
 """Longest that `stop` waits for the frame in work: the node has to end within 2 s."""
-
-
-@dataclass(frozen=True)
-class Ages:
-    """Time since the stamps of the newest images, s; NaN before the first."""
-
-    rgb_s: float
-    thermal_s: float
 
 
 @dataclass(frozen=True)
@@ -76,7 +71,9 @@ class Worker:
         self._failures_in_a_row = 0
         self._most_failures = failures_in_a_row
         self._failure = ""
-        self._thread = threading.Thread(target=self._run, name=WORKER_THREAD, daemon=True)
+        # In a context like that of the thread that makes it: the log asks there whose thread this is.
+        run = partial(contextvars.copy_context().run, self._run)
+        self._thread = threading.Thread(target=run, name=WORKER_THREAD, daemon=True)
 
     def start(self) -> None:
         """Start the thread."""
@@ -116,9 +113,7 @@ class Worker:
 
     def idle_status(self, mode: Mode) -> NodeStatus:
         """Return a status that describes no frame: its stamp is the time of sending."""
-        now_ns, ages, counters = self._now_ns(), self._ages(), self._intake.counters()
-        status = NodeStatus(now_ns, "", mode, rgb_age_s=ages.rgb_s, thermal_age_s=ages.thermal_s)
-        return replace(status, faults=self._intake.faults(), **_counts(counters))
+        return idle_status(self._now_ns(), mode, self._ages(), self._intake.counters(), self._intake.faults())
 
     def _run(self) -> None:
         try:
@@ -190,25 +185,19 @@ class Worker:
         self._publish_ms = 1e3 * (time.perf_counter() - start)
 
     def _status(self, perception: Perception) -> NodeStatus:
-        ages, counts = self._ages(), _counts(self._intake.counters())
+        counters = self._intake.counters()
         # This one is counted by the intake when it is out.
-        counts["processed_thermal" if perception.mode is Mode.THERMAL_ONLY else "processed"] += 1
+        processed = "thermal_processed" if perception.mode is Mode.THERMAL_ONLY else "processed"
+        counters = replace(counters, **{processed: getattr(counters, processed) + 1})
         total_ms = (self._now_ns() - perception.stamp_ns) / 1e6
         self._total.add(total_ms)
         percentiles = self._total.percentiles()
-        student = self._pipeline.student_of(perception.mode)
-        return NodeStatus(
-            perception.stamp_ns,
-            perception.frame_id,
-            perception.mode,
-            student=student.manifest.name,
-            precision=student.precision,
-            provider=student.provider,
-            pair_offset_s=float("nan") if perception.pair_offset_ns is None else perception.pair_offset_ns / 1e9,
-            rgb_age_s=ages.rgb_s,
-            thermal_age_s=ages.thermal_s,
-            faults=self._intake.faults(),
-            **counts,
+        return frame_status(
+            perception,
+            self._pipeline.student_of(perception.mode),
+            self._ages(),
+            counters,
+            self._intake.faults(),
             decode_ms=perception.times.decode_ms,
             pair_wait_ms=perception.times.pair_wait_ms,
             inference_ms=perception.times.inference_ms,
@@ -218,19 +207,3 @@ class Worker:
             total_p95_ms=percentiles.p95_ms,
             total_p99_ms=percentiles.p99_ms,
         )
-
-
-def _counts(counters: Counters) -> dict[str, Any]:
-    """Return the counters as the fields of NodeStatus."""
-    return {
-        "received_rgb": counters.received,
-        "processed": counters.processed,
-        "paired": counters.paired,
-        "unpaired_rgb": counters.unpaired,
-        "dropped": counters.dropped,
-        "rejected": counters.rejected,
-        "received_thermal": counters.thermal_received,
-        "processed_thermal": counters.thermal_processed,
-        "dropped_thermal": counters.thermal_dropped,
-        "rejected_thermal": counters.thermal_rejected,
-    }

@@ -6,7 +6,7 @@ cost O(1). Pictures are looked at rarely (`INSPECTION_PERIOD_S`) and by their sa
 
 import math
 from collections import deque
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
@@ -19,6 +19,11 @@ from md_perception.sensing.images import ImageError, Message, is_compressed, to_
 WithoutThermal = Literal["stop", "last_thermal"]
 """What happens without thermal and without a visible-only student: nothing is published but status, or the fused
 student goes on with the last good thermal image for a while."""
+
+Size = tuple[int, int]
+
+Registers = Callable[[Size | None, Size | None], bool]
+"""Tells whether RGB and thermal images of these sizes, (width, height) px, can be registered; None: not known yet."""
 
 INSPECTION_PERIOD_S = 0.2
 """Pictures of a camera are looked at no more often."""
@@ -132,7 +137,7 @@ class ImageForm:
 
     frame_id: str
     encoding: str
-    size: tuple[int, int] | None
+    size: Size | None
 
     @classmethod
     def of(cls, message: Message) -> "ImageForm":
@@ -375,6 +380,11 @@ class CameraHealth:
         )
 
     @property
+    def size(self) -> Size | None:
+        """(width, height) px of the newest image; None where that is not known, as of compressed ones."""
+        return None if self._form is None else self._form.size
+
+    @property
     def newest_stamp_ns(self) -> int | None:
         """The newest stamp since the last jump of time; None before the first image."""
         return self._newest_stamp_ns
@@ -421,19 +431,25 @@ class ModeSelector:
     - FUSED while both cameras are alive, thermal sees, and the last pair is younger than the timeout, so that single
       frames without a partner do not make the mode flap. It begins with the first pair of all, for which the others
       wait until the timeout; once it was lost, or another mode was on, with `recovery_pairs` pairs. RGB may be dark:
-      that is what thermal is for.
+      that is what thermal is for. Where the images cannot be registered, it gives way to the students of one camera.
     - otherwise VISIBLE_ONLY while RGB sees, with a student for it;
     - without one, LAST_THERMAL while thermal is lost, if the settings want it and its last good image is young enough;
     - otherwise THERMAL_ONLY while thermal sees, with a student for it;
     - otherwise STALE.
     """
 
-    def __init__(self, available: Collection[Mode], settings: HealthSettings = HealthSettings()) -> None:
-        """available: the modes that have a student."""
+    def __init__(
+        self,
+        available: Collection[Mode],
+        settings: HealthSettings = HealthSettings(),
+        registers: Registers = lambda rgb_size, thermal_size: True,
+    ) -> None:
+        """available: the modes that have a student. registers: asked at every decision."""
         self.rgb = CameraHealth("rgb", settings)
         self.thermal = CameraHealth("thermal", settings)
         self._settings = settings
         self._available = frozenset(available)
+        self._registers = registers
         self._pair_ns: int | None = None
         self._partner_ns: int | None = None
         self._kept_ns: int | None = None
@@ -489,7 +505,9 @@ class ModeSelector:
 
     def _choose(self, now_ns: int) -> Mode:
         rgb, thermal, available = self.rgb, self.thermal, self._available
-        if Mode.FUSED in available and rgb.alive(now_ns) and thermal.sees(now_ns) and self._fused_holds(now_ns):
+        # Without another student there is nothing to give way to: each image is rejected, with the reason.
+        fuses = Mode.FUSED in available and (len(available) == 1 or self._registers(rgb.size, thermal.size))
+        if fuses and rgb.alive(now_ns) and thermal.sees(now_ns) and self._fused_holds(now_ns):
             return Mode.FUSED
         if self._begins(now_ns):
             return Mode.STALE

@@ -67,8 +67,9 @@ class RegistrationError(ValueError):
     """Cameras that cannot be registered as asked; the text says what is missing and what to do."""
 
 
-class NoCameraInfoYet(RegistrationError):
-    """The cameras have not said yet what they are: nothing is wrong with the images, and the next may be usable."""
+class NoCalibration(RegistrationError):
+    """What the cameras say of themselves is missing or of no use: nothing is wrong with the images, and a CameraInfo
+    that comes later may be usable."""
 
 
 @dataclass(frozen=True)
@@ -89,32 +90,31 @@ class CameraGeometry:
 
     @classmethod
     def of(cls, info: Any, topic: str = "camera_info") -> "CameraGeometry":
-        """Read a sensor_msgs/CameraInfo of rclpy or rosbags. topic: for error texts. Raises RegistrationError."""
+        """Read a sensor_msgs/CameraInfo of rclpy or rosbags. topic: for error texts. Raises NoCalibration."""
         k, d, r, p = (tuple(float(value) for value in values) for values in (info.k, info.d, info.r, info.p))
         if not all(map(math.isfinite, (*k, *d, *r, *p))):
-            raise RegistrationError(f"{topic} has numbers that are not finite: calibrate the camera again")
+            raise NoCalibration(f"{topic} has numbers that are not finite: calibrate the camera again")
         if k[0] <= 0 or k[4] <= 0:
-            raise RegistrationError(
-                f"{topic} is uncalibrated (K begins with {k[0]:g}): calibrate the camera (camera_calibration), or set "
-                "registration.source to 'homography' and run md_calibrate"
+            raise NoCalibration(
+                f"{topic} is uncalibrated (K begins with {k[0]:g}): calibrate the camera (camera_calibration)"
             )
         if info.distortion_model not in _MODELS:
-            raise RegistrationError(
-                f"{topic} has the distortion model {info.distortion_model!r}: {', '.join(filter(None, _MODELS))} are "
-                "known; publish rectified images and set registration.source to 'camera_info_rect'"
+            raise NoCalibration(
+                f"{topic} has the distortion model {info.distortion_model!r}: calibrate the camera for one of "
+                f"{', '.join(filter(None, _MODELS))}"
             )
         allowed = _MODELS[info.distortion_model]
         if len(d) not in allowed and any(d):
-            raise RegistrationError(
+            raise NoCalibration(
                 f"{topic} has {len(d)} coefficients of {info.distortion_model}: {' or '.join(map(str, allowed))} are "
-                "needed"
+                "needed; calibrate the camera again"
             )
         # Drivers of a single camera may leave R and P empty.
         if not any(r):
             r = tuple(np.eye(3).reshape(-1).tolist())
         rotation = np.reshape(r, (3, 3))
         if not np.allclose(rotation @ rotation.T, np.eye(3), atol=0.01) or np.linalg.det(rotation) < 0:
-            raise RegistrationError(f"{topic} has an R that is no rotation: {list(r)}")
+            raise NoCalibration(f"{topic} has an R that is no rotation ({list(r)}): calibrate the camera again")
         if p[0] <= 0 or p[5] <= 0:
             p = (*k[:3], 0.0, *k[3:6], 0.0, *k[6:], 0.0)
         size, to_sent = sent_pixels(info)
@@ -203,17 +203,12 @@ class Rectification:
 
     homography: float64 (3, 3), RGB pixels to thermal pixels. distortion_px: largest distance, thermal px, to where the
     lenses really map a point of the plane. aligned: False where the messages do not say how the cameras stand to each
-    other, so that parallel axes and no baseline were assumed. baseline_m: distance of the cameras.
+    other, so that parallel axes and no baseline were assumed.
     """
 
     homography: _Float64Array
     distortion_px: float
     aligned: bool
-    baseline_m: float
-
-    def parallax_px(self, thermal_focal_px: float, made_for_m: float, at_m: float) -> float:
-        """Return by how much things at `at_m` are displaced, thermal px, if the matrix was made for `made_for_m`."""
-        return thermal_focal_px * self.baseline_m * abs(1 / at_m - 1 / made_for_m)
 
 
 def rectification(
@@ -225,7 +220,7 @@ def rectification(
     the baseline. rectified: whether the images are (image_rect), so that R and distortion are in them already.
     distance_m: of the plane; infinite: for all that is far away.
     For raw images with distortion, the homography that comes nearest to the lenses over the common view.
-    Raises RegistrationError where the views do not overlap, or distortion leaves more than LARGEST_DISTORTION.
+    Raises NoCalibration where the views do not overlap, or distortion leaves more than LARGEST_DISTORTION.
     """
     baseline = thermal.offset_m - rgb.offset_m
     shift = np.eye(3)
@@ -247,25 +242,25 @@ def rectification(
         seen = np.all((there > -0.5) & (there < thermal_size - 0.5), axis=1)
         seen &= np.hypot(*(there - straight).T) < 0.25 * thermal_size[0]
         if seen.sum() < 20:
-            raise RegistrationError(
+            raise NoCalibration(
                 "by their CameraInfo messages, the cameras hardly see the same: see that both come from one stereo "
                 "calibration, or set registration.source to 'homography' and run md_calibrate"
             )
         matrix = cv2.findHomography(pixels[seen], there[seen], 0)[0]
         if matrix is None:  # so many points, and all on a line
-            raise RegistrationError(
+            raise NoCalibration(
                 "by their CameraInfo messages, the cameras see a line of each other's images: calibrate them again, or "
                 "set registration.source to 'homography' and run md_calibrate"
             )
         fitted = cv2.perspectiveTransform(pixels[seen][None], matrix)[0]
         left_over = float(np.hypot(*(fitted - there[seen]).T).max())
         if left_over > LARGEST_DISTORTION * thermal_size[0]:
-            raise RegistrationError(
+            raise NoCalibration(
                 f"the lenses' distortion leaves {left_over:.1f} thermal px that no homography can take away: publish "
                 "rectified images (image_proc), remap rgb/image_raw and thermal/image_raw to them, and set "
                 "registration.source to 'camera_info_rect'"
             )
-    return Rectification(matrix / matrix[2, 2], left_over, aligned, float(np.linalg.norm(baseline)))
+    return Rectification(matrix / matrix[2, 2], left_over, aligned)
 
 
 @dataclass(frozen=True)
@@ -306,6 +301,7 @@ class Registration:
         self._cameras: dict[Camera, CameraGeometry] = {}
         self._faults: dict[Camera, str] = {}
         self._rectified: Rectification | None = None
+        self._unrectified = ""  # why these CameraInfo messages give none
         self._matrices: dict[tuple[tuple[int, int], tuple[int, int]], Float32Array] = {}
 
     @property
@@ -317,16 +313,16 @@ class Registration:
         """Take note of a sensor_msgs/CameraInfo; one that says what the last one said costs next to nothing."""
         try:
             found = CameraGeometry.of(info, topic)
-        except RegistrationError as error:
+        except NoCalibration as error:
             with self._lock:
-                self._faults[camera] = str(error)
+                self._faults[camera] = f"{error}, or set registration.source to 'homography' and run md_calibrate"
                 self._matrices = {}
             return
         with self._lock:
             self._faults.pop(camera, None)
             if self._cameras.get(camera) != found:
                 self._cameras[camera] = found
-                self._rectified = None
+                self._rectified, self._unrectified = None, ""
                 self._matrices = {}
 
     def matrix(self, rgb_size: tuple[int, int], thermal_size: tuple[int, int]) -> Float32Array:
@@ -340,10 +336,25 @@ class Registration:
                 self._matrices = {sizes: sampling_matrix(rgb_size, thermal_size, self._homography(*sizes))}
             return self._matrices[sizes]
 
+    def problem(self, rgb_size: tuple[int, int] | None, thermal_size: tuple[int, int] | None) -> str:
+        """Return why `matrix` has none for images of these sizes, with the cure; "" where it has.
+
+        None, or 0 as in a damaged header: a size that is not known, for which nothing is said.
+        """
+        try:
+            if rgb_size and thermal_size and all((*rgb_size, *thermal_size)):
+                self.matrix(rgb_size, thermal_size)
+            else:
+                with self._lock:
+                    self._homography(None, None)
+        except ValueError as error:
+            return str(error)
+        return ""
+
     def warnings(self) -> list[str]:
         """Return what a user should know of the registration in use, with the cure."""
         with self._lock:
-            texts = list(self._faults.values())
+            texts = [*self._faults.values(), *filter(None, [self._unrectified])]
             missing = [camera for camera in _CAMERAS if camera not in self._cameras and camera not in self._faults]
             if self.uses_camera_info and missing:
                 texts.append(self._waits_for(missing))
@@ -370,33 +381,45 @@ class Registration:
             "publish it or remap the topic, or set registration.source to 'homography'"
         )
 
-    def _homography(self, rgb_size: tuple[int, int], thermal_size: tuple[int, int]) -> npt.ArrayLike | None:
+    def _homography(
+        self, rgb_size: tuple[int, int] | None, thermal_size: tuple[int, int] | None
+    ) -> npt.ArrayLike | None:
+        """Return the homography, None where the fields of view are equal. A size that is None is not checked."""
         settings = self.settings
         if not self.uses_camera_info:
+            if settings.homography is None or settings.sizes is None or rgb_size is None or thermal_size is None:
+                return settings.homography
             found = (*rgb_size, *thermal_size)
-            if settings.homography is not None and settings.sizes is not None and settings.sizes != found:
+            if settings.sizes != found:
                 raise RegistrationError(
                     "registration.homography was made for RGB {}x{} and thermal {}x{}, but the images are {}x{} and "
                     "{}x{}: run md_calibrate again, or set the cameras as they were".format(*settings.sizes, *found)
                 )
             return settings.homography
-        wanted: tuple[tuple[Camera, tuple[int, int]], ...] = (("rgb", rgb_size), ("thermal", thermal_size))
+        wanted: tuple[tuple[Camera, tuple[int, int] | None], ...] = (("rgb", rgb_size), ("thermal", thermal_size))
         for camera, size in wanted:
             if camera in self._faults:
-                raise RegistrationError(self._faults[camera])
+                raise NoCalibration(self._faults[camera])
             if camera not in self._cameras:
-                raise NoCameraInfoYet(self._waits_for([camera]))
+                raise NoCalibration(self._waits_for([camera]))
             described = self._cameras[camera].size
-            if described != size:
+            if size is not None and described != size:
                 raise RegistrationError(
                     f"{camera}/camera_info describes images of {described[0]}x{described[1]} px, but they are "
                     f"{size[0]}x{size[1]}: remap {camera}/camera_info to the topic that belongs to the images"
                 )
+        if self._rectified is None and not self._unrectified:
+            try:
+                self._rectified = rectification(
+                    self._cameras["rgb"],
+                    self._cameras["thermal"],
+                    rectified=settings.source == "camera_info_rect",
+                    distance_m=settings.distance_m,
+                )
+            except NoCalibration as error:
+                self._unrectified = str(error)
+            except np.linalg.LinAlgError as error:
+                self._unrectified = f"the CameraInfo messages give no matrix ({error}): calibrate the cameras again"
         if self._rectified is None:
-            self._rectified = rectification(
-                self._cameras["rgb"],
-                self._cameras["thermal"],
-                rectified=settings.source == "camera_info_rect",
-                distance_m=settings.distance_m,
-            )
+            raise NoCalibration(self._unrectified)
         return self._rectified.homography

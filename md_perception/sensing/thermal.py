@@ -200,10 +200,6 @@ class ThermalNormaliser:
         elif encoding in TEMPERATURES:
             self._check_unit(values, encoding, name)
 
-    def reset(self) -> None:
-        """Forget the range of the slow gain control (after a change of camera)."""
-        self._range = None
-
     def _read(self, message: Message) -> tuple[np.ndarray, str, str]:
         """Return the values, what they are, and what the message calls them."""
         values = to_thermal_values(message, self._topic)

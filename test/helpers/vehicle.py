@@ -83,11 +83,15 @@ class Spinning:
 
 
 class Vehicle:
-    """Cameras, a lifecycle manager and a listener around the node, all over DDS."""
+    """Cameras, a lifecycle manager and a listener around the node, all over DDS.
 
-    def __init__(self, context: Context) -> None:
+    namespace: of the node and its cameras, such as `/front`.
+    """
+
+    def __init__(self, context: Context, namespace: str = "") -> None:
         self._context = context
-        self.node = Node("vehicle", context=context)
+        self.namespace = namespace
+        self.node = Node("vehicle", namespace=namespace or None, context=context)
         self.target: PerceptionNode | None = None
         self.received: dict[str, list[Any]] = {}
         self._spinning = Spinning(self.node, context)
@@ -96,7 +100,7 @@ class Vehicle:
         self._waited_for: set[str] = set()
         self._sent_thermal = 0
         self._random = np.random.default_rng(0)
-        self.listen("/md_perception/status", PerceptionStatus)
+        self.listen(f"{namespace}/md_perception/status", PerceptionStatus)
 
     def stop(self) -> None:
         self._spinning.stop()
@@ -124,7 +128,7 @@ class Vehicle:
 
     @property
     def statuses(self) -> list[PerceptionStatus]:
-        return self.received["/md_perception/status"]
+        return self.received[f"{self.namespace}/md_perception/status"]
 
     # Lifecycle and parameters
 
@@ -171,7 +175,7 @@ class Vehicle:
         request = ChangeState.Request(transition=Transition(id=transition))
         answer = self.call(
             ChangeState,
-            "/md_perception/change_state",
+            f"{self.namespace}/md_perception/change_state",
             request,
             patience_s=5.0,
             is_served=lambda: self.state() != before,
@@ -179,7 +183,7 @@ class Vehicle:
         return answer is None or bool(answer.success)
 
     def state(self) -> int:
-        answer = self.call(GetState, "/md_perception/get_state", GetState.Request(), patience_s=2.0)
+        answer = self.call(GetState, f"{self.namespace}/md_perception/get_state", GetState.Request(), patience_s=2.0)
         return int(answer.current_state.id)
 
     def configure(self) -> bool:
@@ -208,7 +212,7 @@ class Vehicle:
                 Parameter(name.replace("__", "."), value=value).to_parameter_msg() for name, value in values.items()
             ]
         )
-        return list(self.call(SetParameters, "/md_perception/set_parameters", request).results)
+        return list(self.call(SetParameters, f"{self.namespace}/md_perception/set_parameters", request).results)
 
     # Cameras
 
@@ -258,13 +262,15 @@ class Vehicle:
         change = 1 + self._sent_thermal % 8
         pixels[::2] += np.uint8(change)
         pixels[1::2] -= np.uint8(change)
-        self.camera("/thermal/image_raw", matched=matched).publish(self.image(pixels, "mono8", stamp_ns, "thermal"))
+        topic = f"{self.namespace}/thermal/image_raw"
+        self.camera(topic, matched=matched).publish(self.image(pixels, "mono8", stamp_ns, "thermal"))
 
     def send_rgb(self, stamp_ns: int, pixels: np.ndarray | None = None, *, matched: bool = True) -> None:
         """Send an image, by default of noise, as that of a live sensor."""
         if pixels is None:
             pixels = self._random.integers(0, 120, (48, 64, 3), np.uint8)
-        self.camera("/rgb/image_raw", matched=matched).publish(self.image(pixels, "rgb8", stamp_ns, "rgb_optical"))
+        topic = f"{self.namespace}/rgb/image_raw"
+        self.camera(topic, matched=matched).publish(self.image(pixels, "rgb8", stamp_ns, "rgb_optical"))
 
     def send_pair(self, stamp_ns: int, pixels: np.ndarray | None = None, *, matched: bool = True) -> None:
         self.send_thermal(stamp_ns, matched=matched)

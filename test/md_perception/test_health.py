@@ -21,6 +21,7 @@ from md_perception.sensing.health import (
     HealthSettings,
     ImageForm,
     ModeSelector,
+    Size,
     content_of,
 )
 
@@ -32,7 +33,13 @@ class Rig:
     """A selector and a clock in ms."""
 
     def __init__(self, *modes: Mode, settings: HealthSettings = SETTINGS) -> None:
-        self.selector = ModeSelector(modes, settings)
+        self.sizes: tuple[Size | None, Size | None] | None = None
+        self.registers = True
+        self.selector = ModeSelector(modes, settings, self._asked)
+
+    def _asked(self, rgb_size: Size | None, thermal_size: Size | None) -> bool:
+        self.sizes = rgb_size, thermal_size
+        return self.registers
 
     def frame(self, at_ms: int, paired: bool) -> Mode:
         """An RGB frame, with or without a partner."""
@@ -119,6 +126,46 @@ def test_a_single_thermal_image_does_not_bring_fusion_back_however_many_it_serve
         modes.append((partner_ms, rig.mode(at)))
     assert {mode for partner_ms, mode in modes if partner_ms < 1600} == {Mode.VISIBLE_ONLY}
     assert {mode for partner_ms, mode in modes if partner_ms >= 1600} == {Mode.FUSED}  # the third
+
+
+@pytest.mark.parametrize(
+    ("modes", "meanwhile"),
+    [
+        ((Mode.FUSED, Mode.VISIBLE_ONLY), Mode.VISIBLE_ONLY),
+        ((Mode.FUSED, Mode.THERMAL_ONLY), Mode.THERMAL_ONLY),
+        ((Mode.FUSED,), Mode.FUSED),  # where each image is rejected with the reason
+    ],
+)
+def test_images_that_cannot_be_registered_go_to_the_students_of_one_camera(
+    modes: tuple[Mode, ...], meanwhile: Mode
+) -> None:
+    rig = Rig(*modes)
+    assert rig.frame(0, paired=True) is Mode.FUSED
+    rig.registers = False
+    assert {rig.frame(33 * i, paired=True) for i in range(1, 30)} == {meanwhile}
+    rig.registers = True
+    assert rig.frame(33 * 30, paired=True) is Mode.FUSED
+
+
+def test_at_the_start_the_students_of_one_camera_wait_for_a_registration_until_the_timeout() -> None:
+    rig = Rig(Mode.FUSED, Mode.VISIBLE_ONLY)
+    rig.registers = False
+    modes = [rig.frame(100 * i, paired=True) for i in range(8)]
+    assert modes == [Mode.STALE] * 6 + [Mode.VISIBLE_ONLY] * 2  # SETTINGS.timeout_s is 0.5
+    late = Rig(Mode.FUSED, Mode.VISIBLE_ONLY)
+    late.registers = False
+    late.frame(0, paired=True)
+    late.registers = True
+    assert late.frame(100, paired=True) is Mode.FUSED
+
+
+def test_the_registration_is_asked_for_the_sizes_of_the_newest_images() -> None:
+    rig = Rig(Mode.FUSED, Mode.VISIBLE_ONLY)
+    rig.selector.rgb.arrived(0, form=ImageForm("rgb", "rgb8", (640, 512)))
+    rig.selector.thermal.arrived(0, form=ImageForm("thermal", "png", None))
+    rig.selector.pivot_decided(True, 0)
+    rig.mode(0)
+    assert rig.sizes == ((640, 512), None)
 
 
 def test_a_student_of_one_camera_waits_for_nobody() -> None:

@@ -11,7 +11,7 @@ from tiny_student import tiny_manifest, write_tiny_student
 
 from md_perception.inference.manifest import ThermalContract
 from md_perception.inference.session import SessionSettings, Student
-from md_perception.pipeline import Pipeline, PipelineSettings, RejectedFrame
+from md_perception.pipeline import PREPARED_SIZES, Pipeline, PipelineSettings, RejectedFrame
 from md_perception.results import Mode, Perception
 from md_perception.sensing.pairing import PairingSettings
 from md_perception.sensing.registration import RegistrationSettings
@@ -158,6 +158,35 @@ def test_new_sizes_are_announced_once_before_they_are_warmed_up(
     assert texts[0] == "FUSED input is RGB 64x48, thermal 16x12, the first: preparing the student for it"
     assert texts[1].startswith("the student for FUSED is prepared after ")
     assert texts[2].startswith("FUSED input is RGB 80x60, thermal 16x12, it was RGB 64x48, thermal 16x12: preparing")
+
+
+def test_sizes_that_keep_changing_are_told_now_and_then_with_their_number_and_prepared_once(
+    fused: Student, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO, "md_perception.pipeline")
+    pipeline = Pipeline({Mode.FUSED: fused})
+    now_s, warmed = [100.0], []
+    monkeypatch.setattr("md_perception.pipeline.time.monotonic", lambda: now_s[0])
+    warm_up = fused.warm_up
+    monkeypatch.setattr(fused, "warm_up", lambda *sizes: warmed.append(sizes) or warm_up(*sizes))
+    for index in range(21):  # 20 changes in 4 s
+        process(pipeline, rgb_message(size=((64, 48), (80, 60))[index % 2]), thermal_message())
+        now_s[0] += 0.2
+    texts = [record.getMessage() for record in caplog.records]
+    assert [text for text in texts if " input is " in text] == [
+        "FUSED input is RGB 64x48, thermal 16x12, the first: preparing the student for it",
+        "FUSED input is RGB 80x60, thermal 16x12, it was RGB 64x48, thermal 16x12: preparing the student for it",
+    ]
+    assert warmed == [((64, 48), (16, 12)), ((80, 60), (16, 12))]
+    now_s[0] += 5.0
+    process(pipeline, rgb_message(size=(80, 60)), thermal_message())
+    assert caplog.records[-1].getMessage() == (
+        "FUSED input is RGB 80x60, thermal 16x12, it was RGB 64x48, thermal 16x12, after 19 more changes"
+    )
+    for width in range(81, 81 + PREPARED_SIZES):
+        process(pipeline, rgb_message(size=(width, 60)), thermal_message())
+    process(pipeline, rgb_message(size=(80, 60)), thermal_message())  # so long ago that it is prepared anew
+    assert warmed[-1] == ((80, 60), (16, 12))
 
 
 def test_after_a_warm_up_with_the_right_sizes_nothing_is_announced(

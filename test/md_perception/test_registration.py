@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from md_perception.sensing.registration import (
     CameraGeometry,
-    NoCameraInfoYet,
+    NoCalibration,
     Registration,
     RegistrationError,
     RegistrationSettings,
@@ -125,9 +125,6 @@ def test_camera_infos_map_points_of_the_plane_exactly(distance_m: float) -> None
         np.testing.assert_allclose(mapped, in_thermal[:2] / in_thermal[2], atol=1e-5)
     assert found.distortion_px == 0.0
     assert found.aligned
-    assert found.baseline_m == pytest.approx(0.12)
-    # f B (1/2 - 1/10) = 140 * 0.12 * 0.4
-    assert found.parallax_px(140.0, 10.0, 2.0) == pytest.approx(6.72)
 
 
 def test_rectified_images_need_the_projections_alone() -> None:
@@ -205,7 +202,7 @@ def test_binning_and_region_of_interest_are_in_the_pixels_that_are_sent() -> Non
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"k": np.zeros(9)}, r"uncalibrated .*run md_calibrate"),
+        ({"k": np.zeros(9)}, r"uncalibrated \(K begins with 0\): calibrate the camera \(camera_calibration\)$"),
         ({"k": np.full(9, np.nan)}, "not finite"),
         ({"distortion_model": "thin_prism_fisheye"}, "distortion model 'thin_prism_fisheye'"),
         ({"d": [0.1, 0.2]}, "2 coefficients of plumb_bob: 4 or 5 are needed"),
@@ -213,7 +210,7 @@ def test_binning_and_region_of_interest_are_in_the_pixels_that_are_sent() -> Non
     ],
 )
 def test_a_camera_info_that_cannot_be_used_is_refused(changes: dict[str, Any], problem: str) -> None:
-    with pytest.raises(RegistrationError, match=problem):
+    with pytest.raises(NoCalibration, match=problem):
         CameraGeometry.of(camera_info((640, 512), 600.0, **changes), "/rgb/camera_info")
 
 
@@ -246,9 +243,44 @@ def test_registration_follows_the_camera_infos() -> None:
     registration.note_camera_info("thermal", camera_info((160, 128), 300.0, rotation=TURN))  # another lens
     assert registration.matrix((640, 512), (160, 128))[0, 0] == pytest.approx(2 * first[0, 0])
     registration.note_camera_info("thermal", camera_info((160, 128), 0.0))
-    with pytest.raises(RegistrationError, match="uncalibrated"):
+    with pytest.raises(
+        NoCalibration, match=r"uncalibrated .*, or set registration.source to 'homography' and run md_cal"
+    ):
         registration.matrix((640, 512), (160, 128))
     assert any("uncalibrated" in text for text in registration.warnings())
+
+
+def test_why_there_is_no_matrix_is_told_for_sizes_and_without_them() -> None:
+    registration = Registration(RegistrationSettings("camera_info_raw"))
+    assert registration.problem(None, None).startswith("registration.source is 'camera_info_raw', but nothing came on")
+    registration.note_camera_info("rgb", camera_info((640, 512), 600.0, rotation=TURN))
+    registration.note_camera_info("thermal", camera_info((160, 128), 150.0, rotation=TURN))
+    for sizes in ((None, None), ((640, 512), None), ((640, 512), (160, 128)), ((0, 512), (160, 128))):
+        assert registration.problem(*sizes) == ""
+    assert "describes images of 160x128 px, but they are 320x256" in registration.problem((640, 512), (320, 256))
+    registration.note_camera_info("rgb", camera_info((640, 512), 0.0), "/cam/camera_info")
+    assert registration.problem(None, None).startswith("/cam/camera_info is uncalibrated (K begins with 0)")
+    assert Registration().problem((640, 512), (160, 128)) == ""
+
+
+def test_camera_infos_that_give_no_matrix_are_fitted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mode is decided several times a frame, and asks each time."""
+    fits: list[int] = []
+
+    def refuse(*arguments: Any, **options: Any) -> None:
+        fits.append(1)
+        raise NoCalibration("the cameras hardly see the same")
+
+    monkeypatch.setattr("md_perception.sensing.registration.rectification", refuse)
+    registration = Registration(RegistrationSettings("camera_info_raw"))
+    for camera, size in (("rgb", (640, 512)), ("thermal", (160, 128))):
+        registration.note_camera_info(camera, camera_info(size, 600.0))
+    assert [registration.problem((640, 512), (160, 128)) for _ in range(3)] == ["the cameras hardly see the same"] * 3
+    assert registration.warnings() == ["the cameras hardly see the same"]
+    assert len(fits) == 1
+    registration.note_camera_info("rgb", camera_info((640, 512), 700.0))  # another one may do
+    registration.problem((640, 512), (160, 128))
+    assert len(fits) == 2
 
 
 def test_a_homography_holds_for_the_sizes_that_it_was_made_for() -> None:
@@ -288,7 +320,7 @@ def test_cameras_that_see_a_line_of_each_other_are_refused() -> None:
 
 def test_what_is_still_awaited_is_told_until_it_comes() -> None:
     registration = Registration(RegistrationSettings(source="camera_info_raw"))
-    with pytest.raises(NoCameraInfoYet, match="nothing came on rgb/camera_info yet"):
+    with pytest.raises(NoCalibration, match="nothing came on rgb/camera_info yet"):
         registration.matrix((64, 48), (16, 12))
     assert ["rgb/camera_info and thermal/camera_info" in text for text in registration.warnings()] == [True]
     registration.note_camera_info("rgb", camera_info((64, 48), 60.0))

@@ -459,14 +459,6 @@ def test_sixteen_bits_take_less_than_three_milliseconds_of_a_core() -> None:
     assert min(spent) < 3e-3
 
 
-def test_the_slow_gain_control_can_be_reset() -> None:
-    normalise = ThermalNormaliser(ThermalSettings(encoding="kelvin", time_constant_s=1000.0))
-    normalise(at(board_of(280, 300), 1))
-    assert normalise(at(board_of(300, 320), 2)).min() > 240
-    normalise.reset()
-    assert normalise(at(board_of(300, 320), 3)).min() == 0
-
-
 @given(st.floats(200, 400), st.floats(0.1, 100), st.integers(0, 2**31))
 def test_the_mapping_keeps_the_order_of_temperatures(middle: float, spread: float, seed: int) -> None:
     kelvin = np.random.default_rng(seed).normal(middle, spread, (8, 8)).astype(np.float32)

@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 import pytest
 from probe_student import BOX_SHARES, OBJECTS, SCORE, probe_model
+from tiny_student import write_tiny_student
 
 pytest.importorskip("rclpy", reason="needs ROS 2: run through `make test`, or source .ci/env.sh")
 
@@ -28,6 +29,7 @@ from md_perception.ros.benchmark import (
     cpu_ns_by_thread,
     main,
     measure,
+    run,
 )
 from md_perception.ros.harness import Accounting, RunError, wait_for
 from md_perception.ros.timeline import (
@@ -219,7 +221,39 @@ def test_what_could_not_be_measured_is_refused_before_it_starts(
 def test_a_folder_that_cannot_be_made_is_said_in_a_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="for the logs cannot be made: Not a directory"):
-        measure(BenchmarkOptions(), (), tmp_path / "file" / "round-1-a")
+        measure(BenchmarkOptions(), (), tmp_path / "file" / "round-1-a", results=("mask",), thermal=True)
+
+
+def test_a_student_that_cannot_be_measured_is_refused_before_anything_is_started(
+    students: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("md_perception.ros.benchmark.measure", lambda *_, **__: pytest.fail("it was started"))
+    boxes = write_tiny_student(tmp_path / "boxes.onnx", thermal=False, tasks=("detection",))
+    for options, problem in (
+        (BenchmarkOptions(student=tmp_path / "none.onnx"), r"none\.onnx"),
+        (BenchmarkOptions(student=students["thermal"]), "takes thermal images alone: give one that takes RGB"),
+        (
+            BenchmarkOptions(student=boxes, results=("mask", "overlay")),
+            "does detection alone and gives no mask: leave --results out",
+        ),
+    ):
+        with pytest.raises(RunError, match=problem):
+            run(options)
+
+
+@pytest.mark.long
+def test_a_student_for_rgb_alone_is_measured_with_that_camera_and_its_results(tmp_path: Path) -> None:
+    student = write_tiny_student(tmp_path / "boxes.onnx", thermal=False, tasks=("detection",))
+    options = BenchmarkOptions(student=student, rate_hz=20, seconds=0.5, rounds=1, size=(64, 48), out=tmp_path / "out")
+    assert run(options) == 0
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert report["cameras"] == ["rgb"]
+    assert report["options"]["results"] == ["detections"]
+    (variant,) = report["variants"]
+    assert variant["accounting"][0]["in_bag"] == 50  # 2 s of warm-up and 0.5 s at 20 Hz
+    assert variant["times"][LATENCY]["count"] >= 5
+    assert variant["times"][PAIR_WAIT]["p99_ms"] < 5  # there is nobody to wait for
+    assert "64x48 RGB alone at 20 Hz" in (tmp_path / "out/report.md").read_text()
 
 
 def test_a_benchmark_of_seconds_accounts_for_every_frame(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from md_perception.metrics.latency import RollingLatency
 from md_perception.results import Mode
 from md_perception.ros import diagnostics
 from md_perception.ros.diagnostics import StudentState
+from md_perception.ros.navigation import ObstacleReport
 from md_perception.ros.qos import InputState
 from md_perception.ros.worker import Timings
 from md_perception.sensing.health import CameraReport, Fault, ImageForm
@@ -173,6 +174,19 @@ def test_mode_and_counters():
 def test_a_lesser_mode_is_a_warning_with_the_reason():
     status = diagnostics.mode_status(Mode.VISIBLE_ONLY, "/boson: frozen: restart the driver", Counters(), Counters())
     assert (status.level, status.message) == (DiagnosticStatus.WARN, "/boson: frozen: restart the driver")
+
+
+def test_obstacles_that_cannot_be_placed_are_a_warning_until_they_are():
+    reason = "no obstacles: nothing came on /rgb/camera_info yet: let the driver publish it or remap the topic"
+    missing = diagnostics.obstacles_status(ObstacleReport("tf", True, 7, (reason,)))
+    assert (missing.level, missing.name, missing.message) == (DiagnosticStatus.WARN, "obstacles", reason)
+    assert {v.key: v.value for v in missing.values} == {"source": "tf", "published": "7"}
+    for report, summary in (
+        (ObstacleReport("tf", True, 8), "published"),
+        (ObstacleReport("tf", False, 8), "not published: no result yet, or nobody subscribes"),
+    ):
+        status = diagnostics.obstacles_status(report)
+        assert (status.level, status.message) == (DiagnosticStatus.OK, summary)
 
 
 def test_simulated_time_without_a_clock_is_a_warning_and_a_pause_is_none():

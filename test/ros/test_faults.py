@@ -38,11 +38,12 @@ from md_perception.ros.faults import (
     mode_changes,
 )
 from md_perception.ros.harness import CAMERAS, Accounting
-from md_perception.ros.worker import Ages, Worker
+from md_perception.ros.worker import Worker
 from md_perception.sensing.health import ImageForm, ModeSelector
 from md_perception.sensing.images import stamp_ns
 from md_perception.sensing.pairing import NearestPairing, StampedMessage
 from md_perception.sensing.thermal import ThermalSettings
+from md_perception.status import Ages
 
 BUILD = MessageBuilder(message_store().types.__getitem__)
 START = 10**18

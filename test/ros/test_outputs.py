@@ -8,6 +8,7 @@ from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
+from diagnostic_msgs.msg import DiagnosticStatus
 from geometry_msgs.msg import Quaternion, Vector3
 from rclpy.duration import Duration
 from rclpy.lifecycle import TransitionCallbackReturn
@@ -115,6 +116,34 @@ def test_without_camera_info_there_are_results_but_no_obstacles_and_the_log_says
     send(vehicle, 300 * MS)
     assert len(xyz_of(message_of(people, 300 * MS))) > 0
     assert len(people) == 1
+
+
+def test_why_there_are_no_obstacles_is_on_diagnostics_until_there_are(start_node, vehicle):
+    node = start_node(**MOUNTED, **PEOPLE, health__timeout_s=60.0)
+    people = vehicle.listen("/obstacles/people", PointCloud2)
+    diagnoses = vehicle.listen_to_diagnostics()
+
+    def obstacles() -> DiagnosticStatus | None:
+        newest = diagnoses[-1].status if diagnoses else ()
+        return next((status for status in newest if status.name == "md_perception: obstacles"), None)
+
+    def told(text: str) -> DiagnosticStatus:
+        def found():
+            status = obstacles()
+            return status if status is not None and text in status.message else None
+
+        return poll(found, f"{text!r} on /diagnostics")
+
+    vehicle.start()
+    assert told("no result yet, or nobody subscribes").level == DiagnosticStatus.OK
+    send(vehicle, 100 * MS)
+    assert told("no obstacles: nothing came on /rgb/camera_info yet: let the driver").level == DiagnosticStatus.WARN
+    described(vehicle, node)
+    send(vehicle, 200 * MS)
+    message_of(people, 200 * MS)
+    status = told("published")
+    assert status.level == DiagnosticStatus.OK
+    assert {v.key: v.value for v in status.values} == {"source": "mounting", "published": "1"}
 
 
 def test_nothing_is_published_while_stale(start_node, vehicle):
@@ -322,7 +351,10 @@ def test_a_camera_info_that_became_useless_ends_the_obstacles(start_node, vehicl
     publisher = vehicle.camera("/rgb/camera_info", CameraInfo, BEST_EFFORT)
     poll(lambda: publisher.publish(uncalibrated) or "rgb" in node._outputs._navigation._faults, "the camera info")
     send(vehicle, 200 * MS)
-    poll(lambda: "no obstacles: /rgb/camera_info is uncalibrated" in capfd.readouterr().err, "the reason in the log")
+    reason = "no obstacles: /rgb/camera_info is uncalibrated (K begins with 0): calibrate the camera "
+    cure = "(camera_calibration), or set ground.source to 'off'"
+    poll(lambda: reason + cure in capfd.readouterr().err, "the reason in the log")
+    assert node._outputs.obstacles.problems == (reason + cure,)
     assert len(people) == 1
 
 

@@ -90,6 +90,84 @@ def test_camera_infos_give_the_matrix_and_without_them_images_are_rejected(start
     assert status.level == DiagnosticStatus.WARN
 
 
+def uncalibrated(size: tuple[int, int]) -> CameraInfo:
+    """What a driver without a calibration file sends."""
+    return CameraInfo(width=size[0], height=size[1])
+
+
+def test_uncalibrated_cameras_leave_the_visible_only_student_and_fusion_comes_with_the_calibration(
+    start_node, vehicle, students, capfd
+):
+    node = start_node(
+        student__visible_file=str(students["visible"]),
+        registration__source="camera_info_raw",
+        registration__monitor_period_s=0.0,
+        health__failures_in_a_row=2,
+        health__timeout_s=0.5,
+    )
+    diagnoses = vehicle.listen_to_diagnostics()
+    vehicle.start()
+    infos = {name: vehicle.camera(f"/{name}/camera_info", CameraInfo, BEST_EFFORT) for name in ("rgb", "thermal")}
+    for camera in ("rgb", "thermal"):
+        vehicle.camera(f"/{camera}/image_raw")
+
+    def serves(mode: Mode, rgb: CameraInfo, thermal: CameraInfo) -> bool:
+        infos["rgb"].publish(rgb)
+        infos["thermal"].publish(thermal)
+        vehicle.send_pair(vehicle.now_ns())
+        time.sleep(0.03)
+        return bool(vehicle.statuses) and vehicle.statuses[-1].mode == mode
+
+    without = uncalibrated((64, 48)), uncalibrated((16, 12))
+    poll(lambda: serves(Mode.VISIBLE_ONLY, *without), "results of RGB alone")
+    cure = (
+        "rgb/camera_info is uncalibrated (K begins with 0): calibrate the camera (camera_calibration), or set "
+        "registration.source to 'homography' and run md_calibrate"
+    )
+    log = poll(lambda: [line for line in capfd.readouterr().err.splitlines() if "-> VISIBLE_ONLY" in line], "the log")
+    assert cure in log[0]
+    for _ in range(10):  # far more than failures_in_a_row
+        assert serves(Mode.VISIBLE_ONLY, *without)
+    status = poll(
+        lambda: (found := registration_of(diagnoses)) and cure in found.message and found, "the cure on /diagnostics"
+    )
+    assert status.level == DiagnosticStatus.WARN
+    assert node._intake.counters().rejected == 0
+
+    with_k = camera_info((64, 48), 60.0), camera_info((16, 12), 15.0)
+    poll(lambda: serves(Mode.FUSED, *with_k), "fusion")
+    assert vehicle.state() == State.PRIMARY_STATE_ACTIVE
+
+
+def test_uncalibrated_cameras_without_another_student_are_waited_for(start_node, vehicle, capfd):
+    node = start_node(
+        registration__source="camera_info_raw",
+        registration__monitor_period_s=0.0,
+        health__failures_in_a_row=2,
+        health__timeout_s=60.0,
+    )
+    vehicle.start()
+    infos = {name: vehicle.camera(f"/{name}/camera_info", CameraInfo, BEST_EFFORT) for name in ("rgb", "thermal")}
+    for camera in ("rgb", "thermal"):
+        vehicle.camera(f"/{camera}/image_raw")
+    registration = node._pipeline.registration
+    poll(lambda: infos["rgb"].publish(uncalibrated((64, 48))) or registration._faults, "the camera_info to arrive")
+    for number in range(1, 6):
+        vehicle.send_pair(number * 10 * MS)
+        poll(lambda n=number: node._intake.counters().rejected == n, "the uncalibrated image to be rejected")
+    assert "RGB image rejected: /rgb/camera_info is uncalibrated" in capfd.readouterr().err
+    assert vehicle.state() == State.PRIMARY_STATE_ACTIVE
+
+    def calibrated() -> bool:
+        infos["rgb"].publish(camera_info((64, 48), 60.0))
+        infos["thermal"].publish(camera_info((16, 12), 15.0))
+        return len(registration._cameras) == 2 and not registration._faults
+
+    poll(calibrated, "the calibration to arrive")
+    vehicle.send_pair(200 * MS)
+    assert vehicle.status_of(200 * MS).mode == Mode.FUSED
+
+
 def test_images_of_other_sizes_than_calibrated_are_rejected_with_the_cure(start_node, vehicle, capfd):
     homography = [0.25, 0.0, 0.0, 0.0, 0.25, 0.0, 0.0, 0.0, 1.0]
     node = start_node(registration__homography=homography, registration__sizes=[64, 48, 16, 10])

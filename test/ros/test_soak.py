@@ -15,8 +15,8 @@ import pytest
 
 pytest.importorskip("rclpy", reason="needs ROS 2: run through `make test`, or source .ci/env.sh")
 
-from md_perception.ros.harness import Child, RunError, wait_for
-from md_perception.ros.soak import Growth, Sample, SoakOptions, main, sample_of
+from md_perception.ros.harness import Child, RunError, Sample, sample_of, wait_for
+from md_perception.ros.soak import Growth, SoakOptions, main
 
 
 def samples(number: int = 200, leak_mb: float = 0.0, threads: int = 0, files: int = 0) -> list[Sample]:

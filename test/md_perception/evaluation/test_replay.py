@@ -86,6 +86,22 @@ def test_the_student_of_the_other_camera_takes_over_and_every_image_is_counted_o
     assert thermal == list(range(thermal[0], thermal[0] + len(thermal)))
 
 
+def test_pairs_that_cannot_be_registered_go_to_the_student_for_rgb_alone_after_the_timeout(tmp_path: Path) -> None:
+    asked = []
+
+    def registers(*sizes) -> bool:
+        asked.append(sizes)
+        return False
+
+    frames, _, _ = replayed(write_drive(tmp_path / "bag", 60), BOTH, registers=registers)
+    served = [frame for frame in frames if frame.served]
+    assert {frame.mode for frame in served} == {Mode.VISIBLE_ONLY}
+    assert served[0].log_ns - START == pytest.approx(10**9, abs=100 * MS)
+    assert {frame.thermal for frame in served} == {None}
+    rgb, thermal = asked[-1]
+    assert rgb[0] > thermal[0] > 0
+
+
 def test_the_last_thermal_image_serves_where_the_parameters_say_so(tmp_path: Path) -> None:
     parameters = replace(Parameters.defaults(), health_without_thermal="last_thermal")
     path = write_drive(tmp_path / "bag", 180, faults=[silent(THERMAL, 1.0, 6.0)])
