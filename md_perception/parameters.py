@@ -189,7 +189,8 @@ def _ground() -> tuple[Declaration, ...]:
         Declaration(
             "ground.evidence",
             "both",
-            "what obstacles are made from: detections, mask or both",
+            "what obstacles are made from: detections, mask, both, or complementary (detections, and the mask for "
+            "classes that are not detected)",
             choices=get_args(Evidence),
             read_only=True,
         ),
@@ -277,6 +278,13 @@ def _ground() -> tuple[Declaration, ...]:
             4,
             "pixels of a class group that a column of the mask needs to be an obstacle",
             bounds=(1, 10_000),
+            read_only=True,
+        ),
+        Declaration(
+            "ground.mask_min_confidence",
+            0.8,
+            "probability from which a pixel of the mask counts for obstacles",
+            bounds=(0.0, 1.0),
             read_only=True,
         ),
     )
@@ -664,6 +672,7 @@ class Parameters:
     ground_max_points: int
     ground_point_height_m: float
     ground_mask_minimum_px: int
+    ground_mask_min_confidence: float
     tracking_tracker: TrackerName
     tracking_lost_s: float
     tracking_overlap: float
@@ -829,6 +838,7 @@ class Parameters:
                 max_points=self.ground_max_points,
                 point_height_m=self.ground_point_height_m,
                 mask_minimum_px=self.ground_mask_minimum_px,
+                mask_min_confidence=self.ground_mask_min_confidence,
             ),
         )
 

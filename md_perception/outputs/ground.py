@@ -20,13 +20,14 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from md_perception.results import Detections, Float32Array, UInt8Image
+from md_perception.results import Detections, Float32Array, Segmentation
 from md_perception.sensing.registration import CameraGeometry
 
 Float64Array = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
 
-Evidence = Literal["both", "detections", "mask"]
+Evidence = Literal["both", "complementary", "detections", "mask"]
+"""What obstacles are made from; complementary: detections, and the mask for classes that are not detected."""
 
 _MAX_RAYS = 720
 """Bearings that are told apart at most, for clearing and scans."""
@@ -82,7 +83,8 @@ class GroundSettings:
     spacing_m: distance of points along an obstacle; of several in one square of this size the nearest is kept.
     max_points: of each group; the nearest are kept. point_height_m: how high above the ground points lie, for
     consumers drop what is on the ground (Nav2's min_obstacle_height).
-    mask_minimum_px: pixels of a class group that a column of the mask needs.
+    mask_minimum_px: pixels of a class group that a column of the mask needs. mask_min_confidence: probability, 0 to 1,
+    from which a pixel of the mask counts.
     """
 
     max_range_m: float = 20.0
@@ -95,6 +97,7 @@ class GroundSettings:
     max_points: int = 2000
     point_height_m: float = 0.5
     mask_minimum_px: int = 4
+    mask_min_confidence: float = 0.8
 
     def __post_init__(self) -> None:
         for name in ("max_range_m", "spacing_m", "max_points", "mask_minimum_px"):
@@ -103,6 +106,8 @@ class GroundSettings:
         for name in ("horizon_margin_rad", "pixel_sigma_px", "box_sigma", "pitch_sigma_rad", "depth_sigma"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if not 0 <= self.mask_min_confidence <= 1:
+            raise ValueError(f"mask_min_confidence must be in 0..1, got {self.mask_min_confidence}")
 
 
 @dataclass(frozen=True)
@@ -294,12 +299,12 @@ class GroundModel:
             parts.append(GroundPoints(points, np.full(count, centre.sigma_m[index], np.float32)))
         return GroundPoints.joined(parts)
 
-    def of_mask(self, mask: UInt8Image, ids: Sequence[int]) -> GroundPoints:
-        """Return the ground at the lowest pixel of these classes in every column of a mask, uint8 (H, W), of the image.
+    def of_pixels(self, members: BoolArray) -> GroundPoints:
+        """Return the ground at the lowest pixel of an obstacle in every column of the image; members: bool (H, W).
 
-        A column in which something of these classes goes down to the lower edge of the image is placed like such a box.
+        A column in which an obstacle goes down to the lower edge of the image is placed like such a box.
         """
-        members, height = _members(mask, ids), mask.shape[0]
+        height = members.shape[0]
         columns = np.flatnonzero(np.count_nonzero(members, axis=0) >= self.settings.mask_minimum_px)
         if not len(columns):
             return GroundPoints.none()
@@ -348,15 +353,15 @@ class GroundModel:
             parts.append(self._within_range(points, np.full(count, self.settings.depth_sigma * depth)))
         return GroundPoints.joined(parts)
 
-    def of_mask_by_depth(self, mask: UInt8Image, ids: Sequence[int], depth_m: Float32Array) -> GroundPoints:
-        """Return the pixels of these classes that have a depth, at their own height above the ground.
+    def of_pixels_by_depth(self, members: BoolArray, depth_m: Float32Array) -> GroundPoints:
+        """Return the pixels of obstacles that have a depth, at their own height above the ground.
 
-        mask, depth_m: as above; the mask is sampled at the pixels of the depth image.
+        members, depth_m: as above; the members are sampled at the pixels of the depth image.
         """
         height, width = depth_m.shape
-        rows = ((np.arange(height) + 0.5) * mask.shape[0] / height).astype(np.intp)
-        columns = ((np.arange(width) + 0.5) * mask.shape[1] / width).astype(np.intp)
-        v, u = np.nonzero(_members(mask[np.ix_(rows, columns)], ids) & _is_measured(depth_m))
+        rows = ((np.arange(height) + 0.5) * members.shape[0] / height).astype(np.intp)
+        columns = ((np.arange(width) + 0.5) * members.shape[1] / width).astype(np.intp)
+        v, u = np.nonzero(members[np.ix_(rows, columns)] & _is_measured(depth_m))
         depth = depth_m[v, u].astype(np.float64)
         pixels = np.column_stack(
             [(u + 0.5) * self.camera.size[0] / width - 0.5, (v + 0.5) * self.camera.size[1] / height - 0.5]
@@ -524,6 +529,8 @@ class ObstacleFinder:
             detection_classes = ()
         elif evidence == "detections":
             segmentation_classes = ()
+        elif evidence == "complementary":  # ids stay what they are
+            segmentation_classes = ["" if name in detection_classes else name for name in segmentation_classes]
         self._ids = {group.name: (group.ids(detection_classes), group.ids(segmentation_classes)) for group in groups}
         wanted = {name for group in groups for name in group.classes}
         self._by_box_alone = wanted & {*detection_classes} - {*segmentation_classes}
@@ -550,7 +557,7 @@ class ObstacleFinder:
         self,
         model: GroundModel,
         detections: Detections | None,
-        mask: UInt8Image | None,
+        segmentation: Segmentation | None,
         depth_m: Float32Array | None = None,
     ) -> dict[str, GroundPoints]:
         """Return the points of each group by its name, in the base frame, thinned but not bounded.
@@ -563,22 +570,21 @@ class ObstacleFinder:
             if detections is not None and detected:
                 boxes = detections.boxes[np.isin(detections.labels, detected)]
                 parts.append(model.of_boxes(boxes) if depth_m is None else model.of_boxes_by_depth(boxes, depth_m))
-            if mask is not None and segmented:
+            if segmentation is not None and segmented:
+                members = _members(segmentation, segmented, model.settings.mask_min_confidence)
                 parts.append(
-                    model.of_mask(mask, segmented)
-                    if depth_m is None
-                    else model.of_mask_by_depth(mask, segmented, depth_m)
+                    model.of_pixels(members) if depth_m is None else model.of_pixels_by_depth(members, depth_m)
                 )
             found[name] = model.thinned(GroundPoints.joined(parts))
         return found
 
-    def looks_for_all(self, detections: Detections | None, mask: UInt8Image | None) -> bool:
+    def looks_for_all(self, detections: Detections | None, segmentation: Segmentation | None) -> bool:
         """Return whether a result with these parts could show every class of the groups.
 
         Else, as from a student of another mode that has one task only, it says nothing about the obstacles that it
         lacks, and must not clear them.
         """
-        return not (mask is None and self._by_mask_alone) and not (detections is None and self._by_box_alone)
+        return not (segmentation is None and self._by_mask_alone) and not (detections is None and self._by_box_alone)
 
 
 def _depression(directions: Float64Array) -> Float64Array:
@@ -586,11 +592,13 @@ def _depression(directions: Float64Array) -> Float64Array:
     return np.arctan2(-directions[:, 2], np.hypot(directions[:, 0], directions[:, 1]))
 
 
-def _members(mask: UInt8Image, ids: Sequence[int]) -> BoolArray:
-    """Return bool (H, W): which pixels of a mask are of these classes."""
+def _members(segmentation: Segmentation, ids: Sequence[int], min_confidence: float) -> BoolArray:
+    """Return bool (H, W): which pixels of a mask are of these classes, with at least this probability."""
     table = np.zeros(256, np.bool_)
     table[list(ids)] = True
-    return np.take(table, mask)
+    members: BoolArray = np.take(table, segmentation.mask)
+    members &= segmentation.confidence >= round(255 * min_confidence)
+    return members
 
 
 def _is_measured(depth_m: Float32Array) -> BoolArray:

@@ -175,18 +175,17 @@ class NavigationOutputs:
         output, wanted = perception.output, self._wanted
         detections = None if wanted.evidence == "mask" else output.detections
         segmentation = None if wanted.evidence == "detections" else output.segmentation
-        mask = None if segmentation is None else segmentation.mask
         depth_m = self._depth(perception)
         if depth_m is None and math.isnan(model.nearest_ground_m):  # an empty cloud would say that the way is clear
             raise LookupError(
                 f"the camera sees no ground within {wanted.ground.max_range_m:g} m: see its transform (the images' "
                 "frame_id has to be an optical frame, z ahead and y down) or ground.mounting_angles"
             )
-        found = self._finder.find(model, detections, mask, depth_m)
+        found = self._finder.find(model, detections, segmentation, depth_m)
         together = GroundPoints.joined(list(found.values()))
         for name, points in found.items():
             self._publish_cloud(self._clouds[name], model.bounded(points), model.pose, perception)
-        complete = self._finder.looks_for_all(detections, mask)
+        complete = self._finder.looks_for_all(detections, segmentation)
         if self._clearing is not None and self._clearing.get_subscription_count() > 0:
             ends = model.clearing_ends(together) if complete else GroundPoints.none()
             self._publish_cloud(self._clearing, ends, model.pose, perception)

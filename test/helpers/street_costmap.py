@@ -2,61 +2,83 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 from costmap import LETHAL, ObstacleLayer
 from ground_cameras import of_scene
 
 from md_perception.labels import DETECTION, SEGMENTATION
-from md_perception.outputs.ground import ClassGroup, GroundModel, GroundSettings, ObstacleFinder
-from md_perception.results import Detections
+from md_perception.outputs.ground import GroundModel, GroundPoints, ObstacleFinder
+from md_perception.outputs.navigation import ObstacleOutput
+from md_perception.parameters import Parameters
+from md_perception.results import Detections, StudentOutput
 from md_perception.scenes import RgbView, Scene, SceneSettings, render_rgb, sample_scene
+
+NAV2 = Parameters.read(Path(__file__).parents[2] / "config" / "nav2.yaml")
+"""What the node is told beside Nav2."""
+
+NAV2_OBSTACLES = NAV2.navigation_settings().obstacles
 
 RATE_HZ = 10.0
 WITHIN_M = 15.0
+GRANTED = 2
+"""Frames after the one in which somebody becomes half visible, by which a place has to be marked."""
 REACH_M = {"person": 0.5, "bicycle": 1.1, "car": 2.6}
 """From the middle of an object to its outermost part."""
 
-Detect = Callable[[Scene, RgbView], Detections]
-"""From a frame to its detections."""
+Perceive = Callable[[Scene, RgbView], StudentOutput]
+"""From a frame to what is known of it."""
 
 
 @dataclass
 class Drive:
     """What came of it.
 
-    marked_after: of each person on its feet who came to be at least half visible within WITHIN_M: frames until it was
-    marked, 0 for the same frame; None: never while it stayed so. left_s: for how long each cell stayed lethal, in view
+    marked_after: of each person on its feet who was at least half visible within WITHIN_M, and still so after GRANTED
+    frames: frames until it was marked, 0 for the same frame; None: never while it stayed so. glimpsed: the same of
+    people who were hidden again, too far, or out of view by then. left_s: for how long each cell stayed lethal, in view
     and unobstructed, after everything had left it. ghosts: cells at which there never was anything.
     """
 
     marked_after: list[int | None] = field(default_factory=list)
+    glimpsed: list[int | None] = field(default_factory=list)
     left_s: list[float] = field(default_factory=list)
     ghosts: int = 0
 
 
-def true_boxes(scene: Scene, view: RgbView) -> Detections:
+def true_boxes(scene: Scene, view: RgbView) -> StudentOutput:
     """What a perfect student would say: everything that is at least half visible."""
     seen = view.objects.visible_fraction >= 0.5
-    return Detections(view.objects.boxes[seen], view.objects.visible_fraction[seen], view.objects.labels[seen])
+    return StudentOutput(
+        Detections(view.objects.boxes[seen], view.objects.visible_fraction[seen], view.objects.labels[seen]), None
+    )
 
 
-def drive(seed: int, detect: Detect, frames: int, size: tuple[int, int] = (320, 256)) -> Drive:
+def drive(
+    seed: int,
+    perceive: Perceive,
+    frames: int,
+    size: tuple[int, int] = (320, 256),
+    wanted: ObstacleOutput = NAV2_OBSTACLES,
+) -> Drive:
     """Drive through a street and keep a costmap of its people, bicycles and cars, as Nav2's obstacle layer does."""
     scene = sample_scene(seed, SceneSettings(size=size), further_blocks=1)
-    finder = ObstacleFinder([ClassGroup("all", DETECTION.classes)], DETECTION.classes, SEGMENTATION.classes)
+    groups = [group for group in wanted.groups if set(group.classes) <= set(DETECTION.classes)]
+    finder = ObstacleFinder(groups, DETECTION.classes, SEGMENTATION.classes, wanted.evidence)
     layer = ObstacleLayer((80.0, 50.0), (-10.0, -25.0))
     result = Drive()
-    waiting: dict[int, tuple[int, int | None]] = {}  # actor: frame at which it was half visible, frame of the mark
+    people: dict[int, _Person] = {}  # by actor
     was_near = np.full(layer.cells.shape, -np.inf)
     for number in range(frames):
         time_s = number / RATE_HZ
         view = render_rgb(scene, time_s)
         ahead = np.array([scene.ego_speed_mps * time_s, 0.0, 0.0])
-        model = GroundModel(*of_scene(view.camera), GroundSettings())
-        found = finder.find(model, detect(scene, view), None)["all"]
+        model = GroundModel(*of_scene(view.camera), wanted.ground)
+        output = perceive(scene, view)
+        found = GroundPoints.joined(list(finder.find(model, output.detections, output.segmentation).values()))
         layer.update(model.pose.position_m + ahead, found.xyz + ahead, model.clearing_ends(found).xyz + ahead)
-        _note_marks(result, waiting, number, view, layer, ahead, model)
+        _note_marks(people, number, view, layer, ahead, model)
         cells = np.nonzero(layer.cells == LETHAL)
         here = layer.lethal_m() - ahead[:2]
         near = _near_something(here, view, model)
@@ -64,13 +86,24 @@ def drive(seed: int, detect: Detect, frames: int, size: tuple[int, int] = (320, 
         stayed = (time_s - was_near[cells])[~near & _clearable(here, view, model)]
         result.left_s += stayed[np.isfinite(stayed)].tolist()
         result.ghosts += int((~np.isfinite(stayed)).sum())
-    result.marked_after += [None if mark is None else mark - first for first, mark in waiting.values()]
+    for person in people.values():
+        stayed_long = person.last - person.first > GRANTED
+        after = None if person.marked is None else person.marked - person.first
+        (result.marked_after if stayed_long else result.glimpsed).append(after)
     return result
 
 
+@dataclass
+class _Person:
+    """Frames in which somebody was half visible first and last, and in which the place was marked."""
+
+    first: int
+    last: int
+    marked: int | None = None
+
+
 def _note_marks(
-    result: Drive,
-    waiting: dict[int, tuple[int, int | None]],
+    people: dict[int, _Person],
     number: int,
     view: RgbView,
     layer: ObstacleLayer,
@@ -84,12 +117,13 @@ def _note_marks(
         visible = objects.visible_fraction[index] >= 0.5 and objects.truncation[index] <= 0.5
         if not on_feet or not visible or objects.distance_m[index] > WITHIN_M:
             continue
-        first, mark = waiting.setdefault(actor, (number, None))
-        if mark is None and len(lethal):
+        person = people.setdefault(actor, _Person(number, number))
+        person.last = number
+        if person.marked is None and len(lethal):
             place = objects.position_m[index]
             reach = REACH_M["person"] + 2 * _sigma_m(model, place)
             if np.hypot(*(lethal - place).T).min() <= reach:
-                waiting[actor] = (first, number)
+                person.marked = number
 
 
 def _sigma_m(model: GroundModel, place: np.ndarray) -> float:

@@ -20,7 +20,7 @@ from md_perception.outputs.ground import (
     GroundSettings,
     ObstacleFinder,
 )
-from md_perception.results import Detections
+from md_perception.results import Detections, Segmentation, UInt8Image
 from md_perception.scenes import SceneSettings, render_rgb, sample_scene
 from md_perception.scenes.people import Person
 
@@ -182,16 +182,15 @@ def test_a_box_of_no_numbers_gives_no_points() -> None:
 
 def test_no_boxes_give_no_points() -> None:
     assert len(model().of_boxes(np.zeros((0, 4), np.float32))) == 0
-    assert len(model().of_mask(np.zeros((512, 640), np.uint8), (PERSON,))) == 0
+    assert len(model().of_pixels(np.zeros((512, 640), bool))) == 0
 
 
 def test_each_column_of_a_mask_has_its_own_foot() -> None:
-    mask = np.zeros((512, 640), np.uint8)
-    mask[200:346, 300:310] = PERSON
-    mask[200:301, 310:320] = PERSON
-    mask[400:403, 330] = PERSON  # three pixels: noise
-    mask[300:400, 400] = SEGMENTATION.id_of("car")
-    found = model(settings=replace(ON_GROUND, max_range_m=25.0)).of_mask(mask, (PERSON,))
+    members = np.zeros((512, 640), bool)
+    members[200:346, 300:310] = True
+    members[200:301, 310:320] = True
+    members[400:403, 330] = True  # three pixels: noise
+    found = model(settings=replace(ON_GROUND, max_range_m=25.0)).of_pixels(members)
     np.testing.assert_allclose(found.xyz[:10, 0], 10, atol=1e-4)
     np.testing.assert_allclose(found.xyz[10:, 0], 20, atol=1e-3)
     np.testing.assert_allclose(found.xyz[:10, 1], (319.5 - np.arange(300, 310)) / 60, atol=1e-4)
@@ -218,12 +217,39 @@ def test_points_are_thinned_to_squares_and_to_a_bound_the_nearest_first() -> Non
     np.testing.assert_allclose(np.hypot(*thinned.xyz[:, :2].T), sorted(nearest.values()), atol=1.1e-3)  # in millimetres
 
 
+def segmented(mask: UInt8Image, confidence: int = 255) -> Segmentation:
+    """Return a student's answer that is equally sure of every pixel."""
+    return Segmentation(mask, np.full(mask.shape, confidence, np.uint8))
+
+
+def test_pixels_of_the_groups_classes_count_where_the_student_is_sure() -> None:
+    mask = np.zeros((512, 640), np.uint8)
+    mask[200:346, 300:400] = PERSON
+    mask[200:346, 500:600] = SEGMENTATION.id_of("car")
+    sure = segmented(mask)
+    sure.confidence[:, 350:] = 203  # 0.796
+    people = ObstacleFinder([ClassGroup.parse("people=person")], DETECTION.classes, SEGMENTATION.classes)
+
+    def sideways(limit: float) -> tuple[float, float]:
+        found = people.find(model(settings=replace(ON_GROUND, mask_min_confidence=limit)), None, sure)["people"]
+        np.testing.assert_allclose(found.xyz[:, 0], 10, atol=1e-4)
+        return float(found.xyz[:, 1].min()), float(found.xyz[:, 1].max())
+
+    columns = {0.0: (300, 399), 0.796: (300, 399), 0.8: (300, 349), 1.0: (300, 349)}
+    for limit, (left, right) in columns.items():
+        assert sideways(limit) == pytest.approx(((319.5 - right) / 60, (319.5 - left) / 60), abs=0.1)  # by thinning
+    with pytest.raises(ValueError, match=r"mask_min_confidence must be in 0\.\.1, got 80"):
+        GroundSettings(mask_min_confidence=80)
+
+
 def test_groups_are_read_and_found_in_the_students_classes() -> None:
     groups = [ClassGroup.parse("people=person"), ClassGroup.parse("vehicles = car, bicycle,bike")]
     finder = ObstacleFinder(groups, DETECTION.classes, SEGMENTATION.classes)
     boxes = np.array([[290, 200, 350, 346], [100, 250, 200, 301]], np.float32)
     found = finder.find(
-        model(), Detections(boxes, np.array([0.9, 0.8], np.float32), np.array([0, 2])), np.zeros((512, 640), np.uint8)
+        model(),
+        Detections(boxes, np.array([0.9, 0.8], np.float32), np.array([0, 2])),
+        segmented(np.zeros((512, 640), np.uint8)),
     )
     assert list(found) == ["people", "vehicles"]
     np.testing.assert_allclose(found["people"].xyz[:, 0], 10, atol=1e-4)
@@ -255,7 +281,8 @@ def test_a_group_that_the_evidence_never_shows_is_refused() -> None:
 
 
 def test_a_result_without_a_task_does_not_look_for_what_that_alone_shows() -> None:
-    boxes, mask = Detections(*(np.zeros((0, *n), np.float32) for n in ((4,), (), ()))), np.zeros((4, 4), np.uint8)
+    boxes = Detections(*(np.zeros((0, *n), np.float32) for n in ((4,), (), ())))
+    mask = segmented(np.zeros((4, 4), np.uint8))
 
     def looks(group: str, evidence: str = "both") -> tuple[bool, bool, bool]:
         finder = ObstacleFinder([ClassGroup.parse(group)], DETECTION.classes, SEGMENTATION.classes, evidence)
@@ -265,6 +292,26 @@ def test_a_result_without_a_task_does_not_look_for_what_that_alone_shows() -> No
     assert looks("a=guardrail") == (True, False, True)
     assert looks("a=bicycle,person") == (True, True, False)
     assert looks("a=bike,person", "detections") == (True, True, False)
+    assert looks("a=person", "complementary") == (True, True, False)
+    assert looks("a=bike", "complementary") == (True, False, True)
+
+
+def test_complementary_evidence_takes_the_mask_for_what_is_not_detected_alone() -> None:
+    mask = np.zeros((512, 640), np.uint8)
+    mask[200:346, 300:310] = PERSON
+    mask[200:346, 400:410] = SEGMENTATION.id_of("color_cone")
+    boxes = Detections(np.array([[200, 100, 210, 346]], np.float32), np.ones(1, np.float32), np.zeros(1, np.int64))
+    group = ClassGroup.parse("a=person,color_cone")
+
+    def columns(evidence: str) -> set[int]:
+        finder = ObstacleFinder([group], DETECTION.classes, SEGMENTATION.classes, evidence)
+        found = finder.find(model(), boxes, segmented(mask))["a"].xyz
+        return set(np.floor(319.5 - 60 * found[:, 1]).astype(int) // 100)
+
+    assert columns("both") == {2, 3, 4}
+    assert columns("complementary") == {2, 4}
+    assert columns("detections") == {2}
+    assert columns("mask") == {3, 4}
 
 
 # -- by depth ----------------------------------------------------------------------------------------------------------
@@ -287,11 +334,11 @@ def test_a_box_without_depth_is_placed_by_the_ground() -> None:
 
 
 def test_pixels_of_a_mask_take_their_own_depth_and_height() -> None:
-    mask = np.zeros((512, 640), np.uint8)
-    mask[300:304, 318:322] = PERSON  # rows 150 and 151, columns 159 and 160 of the depth image
+    members = np.zeros((512, 640), bool)
+    members[300:304, 318:322] = True  # rows 150 and 151, columns 159 and 160 of the depth image
     depth = np.full((256, 320), 5.0, np.float32)
     depth[150, 159] = np.nan
-    found = model().of_mask_by_depth(mask, (PERSON,), depth)
+    found = model().of_pixels_by_depth(members, depth)
     np.testing.assert_allclose(found.xyz[:, 0], 5, atol=1e-5)
     # Depth pixel (159, 151) has its centre at (318.5, 302.5) of the image: 1 column left, 47 rows down, of 600 px.
     np.testing.assert_allclose(found.xyz[:, 1], [-5 / 600, 5 / 600, -5 / 600], atol=1e-5)
@@ -300,17 +347,17 @@ def test_pixels_of_a_mask_take_their_own_depth_and_height() -> None:
 
 def test_depth_beyond_the_range_places_nothing() -> None:
     far = np.full((512, 640), 25.0, np.float32)
-    assert len(model().of_mask_by_depth(np.full((512, 640), PERSON, np.uint8), (PERSON,), far)) == 0
+    assert len(model().of_pixels_by_depth(np.ones((512, 640), bool), far)) == 0
     assert len(model().of_boxes_by_depth(np.array([[290, 200, 350, 346]], np.float32), far)) == 0
 
 
 @pytest.mark.parametrize("size", [(1, 1), (641, 513), (3, 1)])
 def test_a_mask_and_a_depth_image_of_any_size(size: tuple[int, int]) -> None:
     ground = GroundModel(pinhole(size=size), look_down(1.5, 20), replace(ON_GROUND, mask_minimum_px=1))
-    mask = np.full(size[::-1], PERSON, np.uint8)
-    assert len(ground.of_mask(mask, (PERSON,))) == size[0]
+    members = np.ones(size[::-1], bool)
+    assert len(ground.of_pixels(members)) == size[0]
     for shape in ((1, 1), (1027, 1283)):
-        assert len(ground.of_mask_by_depth(mask, (PERSON,), np.full(shape, 2.0, np.float32))) == shape[0] * shape[1]
+        assert len(ground.of_pixels_by_depth(members, np.full(shape, 2.0, np.float32))) == shape[0] * shape[1]
 
 
 # -- clearing and scans ------------------------------------------------------------------------------------------------
@@ -439,7 +486,7 @@ def test_true_boxes_are_placed_within_a_tenth_of_a_metre() -> None:
 def test_it_costs_a_millisecond_or_two() -> None:
     ground = model(pitch_deg=5)
     rng = np.random.default_rng(0)
-    mask = np.repeat(rng.choice(np.array([0, 0, 2], np.uint8), (512, 40)), 16, axis=1)
+    mask = segmented(np.repeat(rng.choice(np.array([0, 0, 2], np.uint8), (512, 40)), 16, axis=1))
     boxes = np.array([[x, 100, x + 30, 300 + x / 10] for x in range(0, 600, 30)], np.float32)
     finder = ObstacleFinder([ClassGroup.parse("people=person")], DETECTION.classes, SEGMENTATION.classes)
     found = Detections(boxes, np.ones(20, np.float32), np.zeros(20, np.int64))
@@ -454,10 +501,10 @@ def test_it_costs_a_millisecond_or_two() -> None:
 
 
 def test_by_depth_it_costs_by_the_pixel() -> None:
-    ground, people = model(pitch_deg=5), np.full((512, 640), SEGMENTATION.id_of("person"), np.uint8)
+    ground, people = model(pitch_deg=5), np.ones((512, 640), bool)
     depth = np.full((480, 640), 4.0, np.float32)
     start = time.perf_counter()
-    found = ground.thinned(ground.of_mask_by_depth(people, [SEGMENTATION.id_of("person")], depth))
+    found = ground.thinned(ground.of_pixels_by_depth(people, depth))
     took_ms = 1e3 * (time.perf_counter() - start)
     print(f"every pixel of a 640x480 depth image an obstacle: {took_ms:.0f} ms")
     assert 100 < len(found) < depth.size / 10
