@@ -59,6 +59,10 @@ def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
             f"params_file:={value['params_file']}: there is no such file; give the path of a parameter file"
         )
     cameras = [name.strip(" /") for name in value["cameras"].split(",")]
+    if not all(cameras) or len(set(cameras)) < len(cameras):
+        raise RuntimeError(
+            f"cameras:={value['cameras']}: a name is empty or occurs twice; give each camera one, as in front,rear"
+        )
     above = value["namespace"].strip("/")
     spaces = {camera: "/" + "/".join(filter(None, [above, camera])) for camera in cameras}
     overrides: dict[str, str | bool] = {

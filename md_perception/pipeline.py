@@ -27,7 +27,7 @@ ANNOUNCEMENT_PERIOD_S = 5.0
 """Changes of the image sizes are told at most so often."""
 
 PREPARED_SIZES = 4
-"""So many sizes of images, the last ones, need no new warm-up when they come back."""
+"""So many sizes of images, those seen last, need no new warm-up when they come back."""
 
 Sizes = tuple[tuple[int, int] | None, tuple[int, int] | None]
 """(width, height) px of the RGB image and of the thermal image, None without one."""
@@ -145,10 +145,6 @@ class Pipeline:
         """Return the student that serves a mode. Raises KeyError where there is none."""
         return self.students[served_as(mode)]
 
-    def registers(self, rgb_size: tuple[int, int] | None, thermal_size: tuple[int, int] | None) -> bool:
-        """Return whether images of these sizes, (width, height) px, can be registered; None: not known yet."""
-        return not self.registration.problem(rgb_size, thermal_size)
-
     def look(self, message: Message, camera: Camera) -> Content:
         """Look at a picture for the health of its camera.
 
@@ -250,6 +246,7 @@ class Pipeline:
         told = self._announce_sizes(mode, sizes, new)  # beforehand: a provider may take minutes
         self._sizes[mode] = sizes
         if not new:
+            self._prepared[mode][sizes] = self._prepared[mode].pop(sizes)  # the last one
             return
         try:
             seconds = self._warm_up(mode, sizes)

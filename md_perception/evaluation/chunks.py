@@ -369,7 +369,7 @@ class BagPass:
             note_original_info=self._note_info([] if evaluator.teacher is None else [evaluator.teacher]),
             with_reference=evaluator.teacher is not None,
             look=self._pipelines[evaluator.students[0].name].look,
-            registers=self._pipelines[evaluator.students[0].name].registers,
+            registers=self._pipelines[evaluator.students[0].name].registration.registers,
         )
 
     def _simulated(

@@ -14,12 +14,13 @@ Result = TypeVar("Result")
 
 
 class _Call(Generic[Item, Result]):
-    """One thread's item. turn: set when it has an outcome, or is to lead the next batch."""
+    """One thread's item. turn: set when it has an outcome, or is to lead the next batch. left: its thread is ended."""
 
     def __init__(self, item: Item, key: Hashable) -> None:
         self.item, self.key = item, key
         self.turn = threading.Event()
         self.outcome: Result | Exception | None = None
+        self.left = False
 
 
 class Batcher(Generic[Item, Result]):
@@ -30,10 +31,10 @@ class Batcher(Generic[Item, Result]):
     """
 
     def __init__(self, max_batch: int) -> None:
-        """max_batch: most items of a batch."""
+        """max_batch: most items of a batch; may be changed at any time."""
         self.max_batch = max_batch
         self._lock = threading.Lock()
-        self._busy = False
+        self._leader: _Call[Item, Result] | None = None
         self._waiting: deque[_Call[Item, Result]] = deque()
 
     def __call__(
@@ -45,16 +46,17 @@ class Batcher(Generic[Item, Result]):
         its caller alone is to get; what it raises itself goes to every caller of the batch.
         """
         call: _Call[Item, Result] = _Call(item, key)
-        with self._lock:
-            leads = not self._busy
-            if leads:
-                self._busy = True
-            else:
+        try:
+            with self._lock:
                 self._waiting.append(call)
-        if not leads:
+                if self._leader is None:
+                    self._hand_over()
             call.turn.wait()
-        if call.outcome is None:
-            self._lead(call, run)
+            if call.outcome is None:
+                self._lead(call, run)
+        except BaseException:  # this thread is being ended: Ctrl-C in the main thread, for one
+            self._leave(call)
+            raise
         outcome = call.outcome
         assert outcome is not None
         if isinstance(outcome, Exception):
@@ -66,26 +68,59 @@ class Batcher(Generic[Item, Result]):
 
     def _lead(self, leader: _Call[Item, Result], run: Callable[[Sequence[Item]], Sequence[Result | Exception]]) -> None:
         """Run the next batch, and hand over to the oldest call that waits then."""
-        with self._lock:
-            like = [call for call in self._waiting if call.key == leader.key][: self.max_batch - 1]
-            for call in like:
-                self._waiting.remove(call)
-        batch = [leader, *like]
+        batch = [leader]
         try:
-            try:
-                outcomes: Sequence[Result | Exception] = run([call.item for call in batch])
-            except Exception as error:
-                outcomes = [error] * len(batch)
-            for call, outcome in zip(batch, outcomes, strict=True):
-                call.outcome = outcome
+            self._take_along(batch)
+            _settle(batch, _outcomes(run, [call.item for call in batch]))
         finally:
-            with self._lock:
-                # Without an outcome: this thread is being ended. The others have lost nothing but time.
-                self._waiting.extendleft(call for call in reversed(like) if call.outcome is None)
-                following = self._waiting.popleft() if self._waiting else None
-                self._busy = following is not None
+            self._finish(batch)
+            del leader, batch  # as in __call__: the frames below an exception's are held by it, too
+
+    def _take_along(self, batch: list[_Call[Item, Result]]) -> None:
+        """Add those that wait with the key of a batch."""
+        with self._lock:
+            batch += [call for call in self._waiting if call.key == batch[0].key][: self.max_batch - 1]
+            for call in batch[1:]:
+                self._waiting.remove(call)
+
+    def _finish(self, batch: Sequence[_Call[Item, Result]]) -> None:
+        """Tell those of a batch that it is over, and hand over."""
+        with self._lock:
+            like = batch[1:]
+            # Without an outcome: this thread is being ended. The others have lost nothing but time.
+            self._waiting.extendleft(call for call in reversed(like) if call.outcome is None and not call.left)
             for call in like:
                 if call.outcome is not None:
                     call.turn.set()
-            if following is not None:
-                following.turn.set()
+            self._hand_over()
+
+    def _leave(self, call: _Call[Item, Result]) -> None:
+        """Take a call out wherever it is, so that nobody waits for its thread."""
+        with self._lock:
+            call.left = True  # where it is in work, what comes of it is nobody's
+            if call in self._waiting:
+                self._waiting.remove(call)
+            if self._leader is call:
+                self._hand_over()
+
+    def _hand_over(self) -> None:
+        """Let the oldest call that waits lead, if any; the lock is held."""
+        self._leader = self._waiting.popleft() if self._waiting else None
+        if self._leader is not None:
+            self._leader.turn.set()
+
+
+def _outcomes(
+    run: Callable[[Sequence[Item]], Sequence[Result | Exception]], items: Sequence[Item]
+) -> Sequence[Result | Exception]:
+    """Return what comes of a batch."""
+    try:
+        return run(items)
+    except Exception as error:
+        return [error] * len(items)
+
+
+def _settle(batch: Sequence[_Call[Item, Result]], outcomes: Sequence[Result | Exception]) -> None:
+    """Give each call its outcome. Raises ValueError where they are not as many."""
+    for call, outcome in zip(batch, outcomes, strict=True):
+        call.outcome = outcome

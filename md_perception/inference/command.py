@@ -55,6 +55,7 @@ def _build(options: argparse.Namespace) -> int:
     settings = SessionSettings(
         providers=options.providers,
         threads=options.threads,
+        max_batch=1,  # what is timed is one pair
         engine_cache=options.engine_cache,
         rgb_size=options.size,
         thermal_size=options.thermal,

@@ -20,6 +20,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from md_perception.threads import thread_in_context
+
 logger = logging.getLogger(__name__)
 
 HEARTBEAT_S = 30.0
@@ -141,7 +143,7 @@ def announced(what: str, where: Path) -> Iterator[None]:
             logger.info("still building the TensorRT engine for %s, %.0f s so far", what, time.monotonic() - start)
 
     logger.info("building the TensorRT engine for %s: this takes minutes; it will be kept in %s", what, where)
-    thread = threading.Thread(target=beat, name="engine build", daemon=True)
+    thread = thread_in_context(beat, "engine build")
     thread.start()
     try:
         yield

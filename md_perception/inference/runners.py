@@ -28,6 +28,7 @@ class PlainRunner:
 class BoundRunner:
     """For a GPU: inputs go through page-locked memory into buffers that stay, results are copied out once.
 
+    The buffers are made for the sizes of the last images: cameras of several sizes need a runner each (`beside`).
     A CUDA graph reads and writes the addresses that it was captured with, so it needs `fixed` to name every output.
     May be called from several threads, one of which runs at a time. *Not run* on a GPU; tests run it on the CPU device.
     """
@@ -40,7 +41,7 @@ class BoundRunner:
         device: str = "cuda",
     ) -> None:
         """fixed: dtype and shape of the outputs whose shape never changes. device: ONNX Runtime's name of it."""
-        self._session, self._device = session, device
+        self._session, self._outputs, self._device = session, outputs, device
         self._lock = threading.Lock()
         self._binding = session.io_binding()
         self._inputs: dict[str, onnxruntime.OrtValue] = {}
@@ -64,6 +65,12 @@ class BoundRunner:
             self._binding.synchronize_outputs()
             names = (*self._results, *self._others)  # in the order in which they were bound
             return dict(zip(names, self._binding.copy_outputs_to_cpu(), strict=True))
+
+    def beside(self) -> "BoundRunner":
+        """Return one with buffers of its own for images of other sizes; the two take turns at the session."""
+        runner = BoundRunner(self._session, self._outputs, {}, self._device)
+        runner._lock = self._lock
+        return runner
 
     def _put(self, name: str, array: np.ndarray) -> None:
         staged = self._staged.get(name)

@@ -1,5 +1,6 @@
 """The student in service: an exported ONNX file, checked and run by ONNX Runtime."""
 
+import itertools
 import logging
 import threading
 import time
@@ -39,17 +40,27 @@ Sizes = tuple[Size | None, Size | None]
 AUTO_BATCH = 4
 """Most pairs of a batch where nobody has said: on a GPU. A CPU gains nothing by batches (docs/performance.md)."""
 
-MAX_SIZES = 4
-"""Most sizes of images that a student keeps a session for, where it needs one for each: those of several cameras."""
+BATCH_PAUSE_S = 60.0
+"""After a batch has failed where its pairs alone do not, none is tried for so long."""
+
+MAX_SIZES = 8
+"""Most sizes of images, of all its cameras together, that a student keeps a session or buffers for, where it needs
+them for each; those that were used last are kept."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Service:
-    """A session in use. any_size: or only the one that it was made for."""
+    """A session in use for images of some sizes.
+
+    any_size: or only the ones that it was made for. used: when it was used last, in uses of the student. batches: of
+    how many pairs it has been warmed up for.
+    """
 
     session: "onnxruntime.InferenceSession"
     runner: PlainRunner | BoundRunner
     any_size: bool
+    used: int = 0
+    batches: int = 1
 
 
 class Student:
@@ -74,7 +85,11 @@ class Student:
         """What it is warmed up for if nobody says otherwise: fixed sizes, those of the settings, or of its training."""
         self._service = self._serve(self.sizes)
         self._services = {self.sizes: self._service}
-        self._batcher: Batcher[Arrays, Arrays] = Batcher(self._max_batch())
+        self._uses = itertools.count(1)
+        self._dropped: set[Sizes] = set()
+        self._thrashes = False
+        self._batches_from_s = 0.0  # time.monotonic
+        self._batcher: Batcher[Arrays, Arrays] = Batcher(self.max_batch)
         self.unavailable = passed_over(settings, self.provider)
 
     @classmethod
@@ -93,6 +108,13 @@ class Student:
         return str(self._service.session.get_providers()[0])
 
     @property
+    def max_batch(self) -> int:
+        """How many pairs are run at once at most, now: by the provider in use, and 1 for a while after a failure."""
+        if not self.manifest.takes_batches or time.monotonic() < self._batches_from_s:
+            return 1
+        return self._settings.max_batch or (AUTO_BATCH if self.provider in DEVICES else 1)
+
+    @property
     def uses_thermal(self) -> bool:
         """Whether it takes thermal images."""
         return "thermal" in self.manifest.inputs
@@ -105,6 +127,7 @@ class Student:
     def warm_up(self, rgb_size: Size | None, thermal_size: Size | None = None) -> float:
         """Run once with grey images of these sizes, (width, height) px, so that the first frame does not pay for it.
 
+        Where batches may come, each number of pairs is run once, too; where that fails, there are none for a while.
         The size of a camera that it does not take may be None. Returns the seconds it took. Raises StudentError, also
         where the file was exported for other sizes.
         """
@@ -121,6 +144,7 @@ class Student:
             scale = np.diag([thermal_size[0] / rgb_size[0], thermal_size[1] / rgb_size[1], 1.0])
             matrix = scale.astype(np.float32)
         self.run(rgb, thermal, matrix)
+        self._warm_up_batches(self._feeds(rgb, thermal, matrix))
         return time.perf_counter() - start
 
     def run(
@@ -139,6 +163,7 @@ class Student:
         """
         feeds = self._feeds(rgb, thermal, rgb_to_thermal)
         service = self._service_for(_sizes(feeds))
+        self._batcher.max_batch = self.max_batch
         if self._batcher.max_batch > 1 and service.any_size:
             # Also of one dtype: what ONNX Runtime refuses must not be made acceptable by its neighbours.
             key = tuple((name, array.shape, array.dtype) for name, array in feeds.items())
@@ -213,45 +238,80 @@ class Student:
 
     def _service_for(self, sizes: Sizes) -> _Service:
         """Return a session for images of these sizes, made where there is none yet. Raises StudentError."""
-        service = self._services.get(sizes)
-        if service is not None:
-            return service
-        self._file.dimensions(*sizes)  # whether the file takes them at all
-        with self._lock:
-            if sizes not in self._services:
-                if not self._service.any_size:
-                    self._service = self._serve(sizes)
-                kept = list(self._services.items())[1 - MAX_SIZES :]
-                self._services = dict(kept) | {sizes: self._service}
-            return self._services[sizes]
+        service = self._services.get(sizes)  # without the lock: making one for another camera may take minutes
+        if service is None:
+            self._file.dimensions(*sizes)  # whether the file takes them at all
+            with self._lock:
+                service = self._services.get(sizes) or self._serve_too(sizes)
+        service.used = next(self._uses)
+        return service
 
-    def _max_batch(self) -> int:
-        """Return how many pairs may be run at once."""
-        if not self.manifest.takes_batches:
-            return 1
-        return self._settings.max_batch or (AUTO_BATCH if self.provider in DEVICES else 1)
+    def _serve_too(self, sizes: Sizes) -> _Service:
+        """Return a service for other sizes, in the place of the one that was not used for longest; the lock is held."""
+        by_use = sorted(self._services.items(), key=lambda item: item[1].used)
+        dropped, kept = by_use[: 1 - MAX_SIZES], by_use[1 - MAX_SIZES :]
+        if self._service.any_size:
+            runner = self._service.runner
+            runner = runner.beside() if isinstance(runner, BoundRunner) else runner
+            service = replace(self._service, runner=runner, batches=1)
+        else:
+            if sizes in self._dropped and not self._thrashes:
+                self._thrashes = True
+                logger.warning(
+                    "student %s gets images of more than %d sizes in turns, and on %s needs a session for each: they "
+                    "are made again and again; give the cameras fewer sizes",
+                    self.path,
+                    MAX_SIZES,
+                    self.provider,
+                )
+            self._dropped.update(old for old, _ in dropped)
+            service = self._service = self._serve(sizes)
+        self._services = dict(kept) | {sizes: service}
+        return service
+
+    def _warm_up_batches(self, feeds: Arrays) -> None:
+        """Run every number of pairs that a batch may have, once for these sizes: a GPU prepares itself for each."""
+        service = self._service_for(_sizes(feeds))
+        while service.any_size and service.batches < self.max_batch:
+            count = service.batches + 1
+            try:
+                self._run_at_once(service, [feeds] * count)
+            except Exception as error:
+                self._pause_batches(count, str(error))
+            else:
+                service.batches = count
 
     def _run_batch(self, service: _Service, batch: Sequence[Arrays]) -> Sequence[Arrays | Exception]:
         """Run pairs of equal sizes at once; where that fails, one by one, so that each fails by itself.
 
-        Batches are given up where only they fail, for one: a GPU without memory for them.
+        Batches are given up for a while where only they fail, for one: a GPU without memory for them.
         """
+        failure = None
         if len(batch) > 1:
             try:
                 return self._run_at_once(service, batch)
             except Exception as error:
-                outcomes = [self._outcome(service, one) for one in batch]
-                if not any(isinstance(outcome, Exception) for outcome in outcomes):
-                    self._batcher.max_batch = 1
-                    logger.warning(
-                        "student %s failed on %s with a batch of %d, and takes one pair at a time from now on: %s",
-                        self.path,
-                        self.provider,
-                        len(batch),
-                        error,
-                    )
-                return outcomes
-        return [self._outcome(service, one) for one in batch]
+                failure = str(error)  # not the error, which holds this frame
+        outcomes = [self._outcome(service, one) for one in batch]
+        if failure is not None and not any(isinstance(outcome, Exception) for outcome in outcomes):
+            self._pause_batches(len(batch), failure)
+        try:
+            return outcomes
+        finally:
+            del outcomes  # the exceptions hold this frame
+
+    def _pause_batches(self, count: int, reason: str) -> None:
+        """Run no batches for a while, after one of so many pairs has failed."""
+        self._batches_from_s = time.monotonic() + BATCH_PAUSE_S
+        self._batcher.max_batch = 1
+        logger.warning(
+            "student %s failed on %s with a batch of %d, and takes one pair at a time for the next %.0f s: %s",
+            self.path,
+            self.provider,
+            count,
+            BATCH_PAUSE_S,
+            reason,
+        )
 
     def _run_at_once(self, service: _Service, batch: Sequence[Arrays]) -> list[Arrays]:
         """Run pairs of equal sizes in one call, without the bound buffers, which are for one. (*Not run* on a GPU.)"""
@@ -310,7 +370,7 @@ class Student:
                     self._settings = replace(self._settings, cuda_graphs=False)
                     self._service = self._serve(_sizes(feeds))
                     self._services = {_sizes(feeds): self._service}
-                service = self._services.get(_sizes(feeds), service)
+            service = self._service_for(_sizes(feeds))
             if isinstance(service.runner, BoundRunner):
                 raise
         return service.runner(feeds)

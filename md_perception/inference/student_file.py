@@ -290,4 +290,4 @@ def _possible(stated: int | str | None, expected: int | str | None) -> bool:
     """Whether a dimension of the graph may be what is expected: fixed to another size it may not."""
     if not isinstance(stated, int):
         return True
-    return expected != _BATCH and (0 < stated <= MAX_SIDE if expected is None else stated == expected)
+    return 0 < stated <= MAX_SIDE if expected is None else stated == expected

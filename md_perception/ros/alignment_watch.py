@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from md_perception.pipeline import Work
 from md_perception.sensing.misalignment import Misalignment, MisalignmentMonitor, MisalignmentSettings
+from md_perception.threads import thread_in_context
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ class AlignmentWatch:
         self._seen: Work | None = None
         self._state: Misalignment | None = None
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=WATCH_THREAD, daemon=True)
+        self._thread = thread_in_context(self._run, WATCH_THREAD)
 
     def start(self) -> None:
         """Start the thread."""

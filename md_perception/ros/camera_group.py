@@ -7,7 +7,8 @@ diagnostics and topics of its own. Parameter files name them (`/front/md_percept
 for all); topics are remapped by their full names (`-r /front/rgb/image_raw:=/front_camera/image_raw`). A camera that
 fails leaves the others at work.
 
-Exit status: as md_perception's; with `autostart`, 1 once every camera has failed; 2 for a wrong command line.
+Exit status: as md_perception's; with `autostart`, 1 once every camera has failed; 1 at the end where the node of one
+had to be released for good, as its callbacks failed one after the other; 2 for a wrong command line.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from rclpy.exceptions import InvalidNamespaceException
 from rclpy.utilities import remove_ros_args
 from rclpy.validate_namespace import validate_namespace
 
-from md_perception.ros.node import serve
+from md_perception.ros.node import not_started, serve
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -28,7 +29,11 @@ def main(args: Sequence[str] | None = None) -> int:
         prog="md_cameras", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("cameras", nargs="+", type=_namespace, metavar="NAME", help="namespace of a camera")
-    cameras: list[str] = parser.parse_args(remove_ros_args(given)[1:]).cameras
+    try:
+        own = remove_ros_args(given)[1:]
+    except RuntimeError as error:  # a ROS argument that is none
+        return not_started(error)
+    cameras: list[str] = parser.parse_args(own).cameras
     if len(set(cameras)) < len(cameras):
         parser.error(f"a name occurs twice: {' '.join(cameras)}")
     return serve(list(given), cameras)

@@ -52,6 +52,7 @@ from md_perception.sensing.health import Fault, ModeSelector
 from md_perception.sensing.pairing import NearestPairing, PairingSettings, StampedMessage
 from md_perception.sensing.registration import Registration
 from md_perception.status import Ages
+from md_perception.threads import thread_in_context
 
 T = TypeVar("T")
 
@@ -237,8 +238,7 @@ class PerceptionNode(LifecycleNode):
             except BaseException as error:
                 future.set_exception(error)
 
-        in_context = partial(contextvars.copy_context().run, run)
-        threading.Thread(target=in_context, name=LOADER_THREAD, daemon=True).start()
+        thread_in_context(run, LOADER_THREAD).start()
         while not wait([future], timeout=_ENDING_POLL_S).done:
             if self._ending.is_set():
                 raise ConfigurationError("the node is asked to end")
@@ -257,6 +257,8 @@ class PerceptionNode(LifecycleNode):
             self.get_logger().info(f"loading student {file}")
             path, settings = Path(file).expanduser(), wanted.session_settings()
             load = Student.load if self._shared is None else self._shared.load
+            if self._shared is None:  # one camera has no batches to prepare the student for
+                settings = replace(settings, max_batch=1)
             student = self._unless_ending(partial(load, path, settings))
             mode = mode_of(student)
             if mode in students or mode is not _MODE_OF_FILE.get(parameter, mode):
@@ -279,9 +281,10 @@ class PerceptionNode(LifecycleNode):
         assert self._outputs is not None
         clock_ns, poll_s = arrival_clock(self)
         self._outputs.publish_label_info(self._values.score_threshold, self._now_ns())
+        registers = self._pipeline.registration.registers  # holds no student, which would be freed late
         self._intake = Intake(
             self._make_pairing(self._pairing_settings(self._values)),
-            ModeSelector(self._pipeline.students.keys(), self._values.health_settings(), self._pipeline.registers),
+            ModeSelector(self._pipeline.students.keys(), self._values.health_settings(), registers),
             depth=self._values.queue_depth,
             clock_ns=clock_ns,
             poll_s=poll_s,
@@ -561,7 +564,7 @@ class PerceptionNode(LifecycleNode):
             if fault in report.faults
         ]
         if self._pipeline is not None and Mode.FUSED in self._students:
-            rgb_size, thermal_size = (None if report.form is None else report.form.size for report in reports.values())
+            rgb_size, thermal_size = (report.size for report in reports.values())
             reasons += filter(None, [self._pipeline.registration.problem(rgb_size, thermal_size)])
         return "; ".join(reasons) or (
             "no RGB image finds a thermal partner: see the clocks of the cameras, and pairing.offset_s"
@@ -638,7 +641,8 @@ def serve(args: list[str] | None, cameras: Sequence[str] | None) -> int:
     """Run a node for each camera, as `main` runs its one; return the exit status.
 
     args: the command line. cameras: namespaces of nodes that share their students; None: the one node.
-    One that fails leaves the others at work; with `autostart`, the process ends with 1 when all have failed.
+    One that fails leaves the others at work; with `autostart`, the process ends with 1 when all have failed. One that
+    had to be given up is released, and makes the exit status 1 whenever the process ends.
     """
     stop = threading.Event()
 
@@ -651,7 +655,7 @@ def serve(args: list[str] | None, cameras: Sequence[str] | None) -> int:
     try:
         rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     except RuntimeError as error:  # an argument that is none, or a security without keys
-        return _not_started(error)
+        return not_started(error)
     try:
         code = _run(stop, cameras)
     finally:
@@ -678,7 +682,7 @@ def _run(stop: threading.Event, cameras: Sequence[str] | None) -> int:
                 rclpy.logging.get_logger(NODE_NAME).fatal(f"not started: {whose}{error}{parameters.hint(error)}")
                 return 1
             except rclpy_implementation.RCLError as error:
-                return _not_started(error)
+                return not_started(error)
         names = [node.get_fully_qualified_name() for node in nodes]
         if len(set(names)) < len(names):
             rclpy.logging.get_logger(NODE_NAME).fatal(
@@ -692,7 +696,7 @@ def _run(stop: threading.Event, cameras: Sequence[str] | None) -> int:
             node.destroy_node()
 
 
-def _not_started(error: Exception) -> int:
+def not_started(error: Exception) -> int:
     """Say what rclpy stumbled over before there was a node; return the exit status."""
     unknown = isinstance(error, rclpy_implementation.UnknownROSArgsError)
     text = f"after --ros-args there is no {error}" if unknown else str(error)
@@ -715,7 +719,7 @@ class _Served:
         # condition ends the last turn instead.
         self._finish = threading.Event()
         self._wake = node.create_guard_condition(lambda: None)
-        self._failed, self._ended = threading.Event(), threading.Event()
+        self._failed, self._given_up, self._ended = threading.Event(), threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._spin, name="md_perception executor")
         self._timer: Any = None
         if node.get_parameter("autostart").value:
@@ -731,21 +735,27 @@ class _Served:
         return self._failed.is_set()
 
     @property
+    def was_given_up(self) -> bool:
+        """Whether its callbacks failed one after the other, so that it was released; it cannot be brought back."""
+        return self._given_up.is_set()
+
+    @property
     def is_down(self) -> bool:
         """Whether it has failed, or is served no longer."""
-        return self.has_failed or self._ended.is_set()
+        return self.has_failed or self.was_given_up or self._ended.is_set()
 
     def ask_to_end(self) -> None:
         """Let the thread end."""
         self._finish.set()
         self._node.end_configure()
-        self._wake.trigger()
+        with contextlib.suppress(rclpy_implementation.InvalidHandle):  # it was given up
+            self._wake.trigger()
 
     def end(self) -> None:
         """Wait for the thread, and shut the node down."""
         self._thread.join()
         self._executor.shutdown()
-        if rclpy.ok():
+        if rclpy.ok() and not self.was_given_up:
             with contextlib.suppress(rclpy_implementation.RCLError):  # somebody has shut it down already
                 self._node.trigger_shutdown()
 
@@ -765,10 +775,20 @@ class _Served:
             else:
                 failures = 0
         if failures == CALLBACK_FAILURES:
-            self._node.get_logger().fatal(f"{failures} callbacks in a row failed: ending")
-            self._failed.set()
+            self._give_up()
         self._ended.set()
         self._on_end()
+
+    def _give_up(self) -> None:
+        """Release all of a node that nobody serves any more: its worker would go on, and publish."""
+        self._given_up.set()
+        self._node.get_logger().fatal(
+            f"{CALLBACK_FAILURES} callbacks in a row failed: {self._node.get_fully_qualified_name()} ends"
+        )
+        try:
+            self._node.destroy_node()
+        except Exception:
+            self._node.get_logger().error(f"not all of it could be released:\n{traceback.format_exc()}")
 
     def _fail(self) -> None:
         self._failed.set()
@@ -807,7 +827,7 @@ def _spin(nodes: Sequence[PerceptionNode], stop: threading.Event) -> int:
     served[0].end()
     for thread in others:
         thread.join()
-    return 1 if all(one.has_failed for one in served) else 0
+    return 1 if any(one.was_given_up for one in served) or all(one.has_failed for one in served) else 0
 
 
 def _parent_watch() -> Callable[[], bool]:

@@ -1,12 +1,9 @@
 """The one thread that decodes, infers and publishes. An error costs the frame that it happened in, never the thread."""
 
-import contextvars
-import threading
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 from md_perception.intake import REJECTED_IN_A_ROW, Inspection, Intake, Job
@@ -17,6 +14,7 @@ from md_perception.results import Mode, Perception
 from md_perception.ros import tracing
 from md_perception.ros.publishers import Publishers
 from md_perception.status import Ages, frame_status, idle_status
+from md_perception.threads import thread_in_context
 
 WORKER_THREAD = "md_perception worker"
 
@@ -71,9 +69,7 @@ class Worker:
         self._failures_in_a_row = 0
         self._most_failures = failures_in_a_row
         self._failure = ""
-        # In a context like that of the thread that makes it: the log asks there whose thread this is.
-        run = partial(contextvars.copy_context().run, self._run)
-        self._thread = threading.Thread(target=run, name=WORKER_THREAD, daemon=True)
+        self._thread = thread_in_context(self._run, WORKER_THREAD)
 
     def start(self) -> None:
         """Start the thread."""

@@ -155,13 +155,14 @@ class Content:
     """A look at a picture.
 
     samples: of some of its rows, to compare with others. dark, saturated: nothing is seen. unreadable: why no student
-    can be given it, "" where one can; then there are no samples.
+    can be given it, "" where one can; then there are no samples. size: (width, height) px; None: not known.
     """
 
     samples: np.ndarray
     dark: bool = False
     saturated: bool = False
     unreadable: str = ""
+    size: Size | None = None
 
     @classmethod
     def broken(cls, why: str = "it cannot be decoded") -> "Content":
@@ -171,21 +172,24 @@ class Content:
 
 def content_of(message: Message, camera: Camera) -> Content:
     """Look at the picture of an image message; raw images are not decoded. Raises ImageError."""
-    rows = _sampled_rows(message, camera)
+    rows, size = _sampled_rows(message, camera)
     video_range = not is_compressed(message) and message.encoding in _VIDEO_RANGE
     low, high = _ends(rows, camera, video_range)
-    return Content(rows, dark=low >= _BLANK_SHARE, saturated=high >= _BLANK_SHARE > low)
+    return Content(rows, dark=low >= _BLANK_SHARE, saturated=high >= _BLANK_SHARE > low, size=size)
 
 
-def _sampled_rows(message: Message, camera: Camera) -> np.ndarray:
-    """Return some rows, a copy: uint8 for 8-bit, colour and exotic images, uint16 or float32 for such thermal ones."""
+def _sampled_rows(message: Message, camera: Camera) -> tuple[np.ndarray, Size]:
+    """Return some rows, a copy: uint8 for 8-bit, colour and exotic images, uint16 or float32 for such thermal ones; and
+    (width, height) px of the picture.
+    """
     if camera == "thermal":
         values = to_thermal_values(message)
     elif is_compressed(message):
         values = to_brightness(message)
     else:
         values = _brightness_bytes(message)
-    return np.array(values[:: max(1, values.shape[0] // _LEAST_ROWS)], order="C")
+    size = (values.shape[1], values.shape[0]) if is_compressed(message) else (int(message.width), int(message.height))
+    return np.array(values[:: max(1, values.shape[0] // _LEAST_ROWS)], order="C"), size
 
 
 def _brightness_bytes(message: Message) -> np.ndarray:
@@ -216,7 +220,8 @@ class CameraReport:
     """One camera, for diagnostics.
 
     rate_hz: of the last seconds. silent_s: since an image arrived, infinite before the first. arrived_share: of the
-    camera's images that arrive, 0..1, judged by their stamps. newest_stamp_ns: None before the first image.
+    camera's images that arrive, 0..1, judged by their stamps. newest_stamp_ns: None before the first image. size: see
+    CameraHealth.size.
     faults: each with what was seen.
     """
 
@@ -226,6 +231,7 @@ class CameraReport:
     arrived_share: float = 1.0
     newest_stamp_ns: int | None = None
     form: ImageForm | None = None
+    size: Size | None = None
     faults: Mapping[Fault, str] = field(default_factory=dict)
 
 
@@ -246,6 +252,7 @@ class CameraHealth:
         self._best_hz = 0.0
         self._events: dict[Fault, tuple[int, str]] = {}  # when, and what
         self._content: Content | None = None
+        self._decoded_size: Size | None = None
         self._still_since_ns = 0  # arrival of the picture that all since are equal to
         self._still_ns = 0
         self._still = 0
@@ -290,6 +297,7 @@ class CameraHealth:
         self._why_unreadable = content.unreadable
         if content.unreadable:
             return False  # of a picture that was damaged on its way, the others know nothing
+        self._decoded_size = content.size
         blank = content.dark or content.saturated
         # A black or a white picture has no noise that could tell a live sensor from a dead one.
         if blank or self._content is None or _differ(self._content.samples, content.samples):
@@ -376,13 +384,14 @@ class CameraHealth:
             arrived_share=self.arrived_share(now_ns),
             newest_stamp_ns=self._newest_stamp_ns,
             form=self._form,
+            size=self.size,
             faults=self.faults(now_ns),
         )
 
     @property
     def size(self) -> Size | None:
-        """(width, height) px of the newest image; None where that is not known, as of compressed ones."""
-        return None if self._form is None else self._form.size
+        """(width, height) px of the newest image; of compressed ones, of the last that was looked at; None: unknown."""
+        return (None if self._form is None else self._form.size) or self._decoded_size
 
     @property
     def newest_stamp_ns(self) -> int | None:

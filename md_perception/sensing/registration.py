@@ -351,6 +351,10 @@ class Registration:
             return str(error)
         return ""
 
+    def registers(self, rgb_size: tuple[int, int] | None, thermal_size: tuple[int, int] | None) -> bool:
+        """Return whether images of these sizes, (width, height) px, can be registered; None: not known yet."""
+        return not self.problem(rgb_size, thermal_size)
+
     def warnings(self) -> list[str]:
         """Return what a user should know of the registration in use, with the cure."""
         with self._lock:

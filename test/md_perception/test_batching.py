@@ -1,7 +1,11 @@
 """Batches on demand: who is run with whom, in what order, and who gets which error."""
 
+import contextlib
+import gc
 import threading
+import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +15,10 @@ import pytest
 from batch_student import batch_model, write_batch_student
 from tiny_student import set_manifest, tiny_manifest, write_tiny_student
 
-from md_perception.inference import session
+from md_perception.inference import batching, session, sharing
 from md_perception.inference.batching import Batcher
 from md_perception.inference.manifest import ManifestError
-from md_perception.inference.runners import PlainRunner
+from md_perception.inference.runners import BoundRunner, PlainRunner
 from md_perception.inference.session import SessionSettings, Student, StudentError
 from md_perception.inference.sharing import SharedStudents
 from md_perception.inference.student_file import StudentFile
@@ -156,11 +160,15 @@ def test_an_exception_of_a_batch_is_that_of_its_callers_and_of_nobody_else() -> 
     assert [str(outcomes[n]) for n in (1, 2)] == ["broken"] * 2
 
 
+class Ended(BaseException):
+    """As KeyboardInterrupt: of the thread, not of the call."""
+
+
 def test_the_others_of_a_batch_whose_thread_is_ended_are_run_without_it() -> None:
-    class Ended(BaseException):
-        pass
+    order: list[list[int]] = []
 
     def run(items: Sequence[int]) -> Sequence[int]:
+        order.append(list(items))
         if items[0] == 1:
             raise Ended
         return items
@@ -183,12 +191,100 @@ def test_the_others_of_a_batch_whose_thread_is_ended_are_run_without_it() -> Non
     assert stall.begun.wait(TIMEOUT_S)
     callers.start(1, ended)
     waiting(batcher, 1)
-    for index in (2, 3):
-        callers.start(index, lambda index=index: batcher(index, "", stalled))
+    for index, key in ((2, ""), (3, ""), (4, "other")):
+        callers.start(index, lambda index=index, key=key: batcher(index, key, stalled))
         waiting(batcher, index)
     stall.go_on.set()
     callers.finish()
-    assert callers.outcomes == {0: 0, 1: "ended", 2: 2, 3: 3}
+    assert callers.outcomes == {0: 0, 1: "ended", 2: 2, 3: 3, 4: 4}
+    assert order == [[0], [1, 2, 3], [2, 3], [4]]  # those that came first are first still
+
+
+class Interrupted(threading.Event):
+    """The turn of a call whose thread is ended at its wait, as soon as `when` is set."""
+
+    def __init__(self, when: threading.Event) -> None:
+        super().__init__()
+        self.when = when
+
+    def wait(self, timeout: float | None = None) -> bool:
+        assert self.when.wait(TIMEOUT_S)
+        raise Ended
+
+
+@pytest.mark.parametrize("moment", ["in the queue", "in work", "its turn has come"])
+def test_a_call_whose_thread_is_ended_while_it_waits_stops_nobody(moment: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    when, gone, first = threading.Event(), threading.Event(), Stall()
+    turn = Interrupted(when)
+
+    class Call(batching._Call):
+        def __init__(self, item: str, key: str) -> None:
+            super().__init__(item, key)
+            if item == "interrupted":
+                self.turn = turn
+
+    def run(items: Sequence[str]) -> Sequence[str]:
+        first()
+        if len(items) > 1:
+            when.set()
+            assert gone.wait(TIMEOUT_S)
+            raise Ended  # the leader, too: its batch is queued again
+        return items
+
+    def call(item: str, key: str) -> str:
+        try:
+            return batcher(item, key, run)
+        except Ended:
+            return "ended"
+        finally:
+            if item == "interrupted":
+                gone.set()
+
+    monkeypatch.setattr(batching, "_Call", Call)
+    batcher: Batcher[str, str] = Batcher(8)
+    callers = Callers()
+    callers.start("first", lambda: call("first", ""))
+    assert first.begun.wait(TIMEOUT_S)
+    queue = (["leader"] if moment == "in work" else []) + ["interrupted", "other"]
+    for count, item in enumerate(queue, start=1):
+        callers.start(item, lambda item=item: call(item, "b" if item == "other" else "a"))
+        waiting(batcher, count)
+    if moment == "in the queue":
+        when.set()
+        assert gone.wait(TIMEOUT_S)
+        assert [one.item for one in batcher._waiting] == ["other"]
+    first.go_on.set()
+    if moment == "its turn has come":
+        assert threading.Event.wait(turn, TIMEOUT_S)
+        when.set()
+    callers.finish()
+    expected = {item: item for item in ("first", *queue)} | {"interrupted": "ended"}
+    assert callers.outcomes == expected | ({"leader": "ended"} if moment == "in work" else {})
+    assert not batcher._waiting
+    assert batcher("later", "", list) == "later"
+
+
+@pytest.mark.parametrize("fails", ["the batch", "an item"])
+def test_an_exception_that_is_done_with_keeps_no_item(fails: str) -> None:
+    class Item:
+        pass
+
+    def run(items: Sequence[Item]) -> Sequence[Exception]:
+        if fails == "the batch":
+            raise ValueError
+        return [ValueError()]
+
+    batcher: Batcher[Item, None] = Batcher(8)
+    item = Item()
+    kept = weakref.ref(item)
+    gc.disable()  # what needs the collector keeps its images for seconds
+    try:
+        with contextlib.suppress(ValueError):
+            batcher(item, "", run)
+        del item
+        assert kept() is None
+    finally:
+        gc.enable()
 
 
 # ------------------------------------------------------------------------------------------------ the student
@@ -300,6 +396,152 @@ def feeds_of(seed: int, heat: int) -> dict[str, np.ndarray]:
     return {n: array[None] for n, array in zip(("rgb", "thermal", "rgb_to_thermal"), pair(seed, heat), strict=True)}
 
 
+def test_what_onnx_runtime_refuses_is_not_run_with_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    student = Student.load(write_batch_student(tmp_path / "batch.onnx"), BATCHES)
+    rgb, thermal, matrix = pair(2, 220)
+    pairs = [pair(0, 200), pair(1, 210), (rgb.astype(np.float32), thermal, matrix)]
+    sizes, outcomes = run_while_busy(student, pairs, monkeypatch)
+    assert sizes == [1, 1, 1]
+    assert isinstance(outcomes[2], StudentError)
+    assert outcomes[1].detections.scores.tolist() == pytest.approx([210 / 255])
+
+
+def for_one_size(student: Student, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Let a student need a session for each size, as on TensorRT; return the sizes of those that it makes from now."""
+    serve, made = student._serve, []
+
+    def counted(sizes: Any) -> session._Service:
+        made.append(sizes)
+        return replace(serve(sizes), any_size=False)
+
+    monkeypatch.setattr(student, "_serve", counted)
+    student._service.any_size = False
+    return made
+
+
+def test_a_session_for_one_pair_is_given_no_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    student = Student.load(write_batch_student(tmp_path / "batch.onnx"), BATCHES)
+    for_one_size(student, monkeypatch)
+    monkeypatch.setattr(Batcher, "__call__", lambda *arguments: pytest.fail("it was batched"))
+    monkeypatch.setattr(student, "_run_at_once", lambda *arguments: pytest.fail("it was batched"))
+    student.warm_up((37, 51), (9, 7))
+    assert student.run(*pair(0, 200)).detections.scores.tolist() == pytest.approx([200 / 255])
+    with pytest.raises(StudentError, match="takes one pair at a time on CPUExecutionProvider"):
+        student.run_batch([pair(0, 200), pair(1, 200)])
+
+
+def test_two_cameras_of_a_new_size_wait_for_one_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    student = Student.load(write_batch_student(tmp_path / "batch.onnx"), CPU)
+    made, stall, callers, serve = for_one_size(student, monkeypatch), Stall(), Callers(), student._serve
+
+    def slow(sizes: Any) -> session._Service:
+        stall()
+        return serve(sizes)
+
+    checked = threading.Semaphore(0)
+    dimensions = StudentFile.dimensions
+
+    def watched(*arguments: Any) -> dict[str, int]:
+        checked.release()
+        return dimensions(*arguments)
+
+    monkeypatch.setattr(student, "_serve", slow)
+    monkeypatch.setattr(StudentFile, "dimensions", watched)
+    for seed in range(2):
+        callers.start(seed, lambda seed=seed: student.run(*pair(seed, 200)))
+        assert checked.acquire(timeout=TIMEOUT_S)  # it has not found one
+        assert stall.begun.wait(TIMEOUT_S)
+    stall.go_on.set()
+    callers.finish()
+    assert made == [((37, 51), (9, 7))]
+    assert all(isinstance(output, StudentOutput) for output in callers.outcomes.values())
+
+
+def test_each_number_of_pairs_is_warmed_up_once_for_each_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, counts = replace(BATCHES, rgb_size=(64, 48), thermal_size=(16, 12)), []
+    student = Student.load(write_batch_student(tmp_path / "batch.onnx"), settings)
+    run = PlainRunner.__call__
+
+    def counted(runner: PlainRunner, feeds: dict) -> dict:
+        counts.append(len(feeds["rgb"]))
+        return run(runner, feeds)
+
+    monkeypatch.setattr(PlainRunner, "__call__", counted)
+    for width in (64, 64, 32):
+        student.warm_up((width, 48), (16, 12))
+    assert counts == [1, 2, 3, 4, 1, 1, 2, 3, 4]
+
+
+def test_batches_that_fail_in_the_warm_up_are_not_waited_for_while_driving(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    student = Student.load(write_batch_student(tmp_path / "batch.onnx"), BATCHES)
+    failing(monkeypatch, lambda feeds: len(feeds["rgb"]) > 2)
+    assert student.warm_up((64, 48), (16, 12)) > 0
+    assert student.max_batch == 1
+    assert "with a batch of 3, and takes one pair at a time for the next 60 s: out of memory" in caplog.text
+
+
+def test_batches_end_when_onnx_runtime_goes_over_to_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_batch_student(tmp_path / "batch.onnx")
+    by_itself, asked = Student.load(path, CPU), Student.load(path, BATCHES)
+    for student in (by_itself, asked):
+        monkeypatch.setattr(student._service.session, "get_providers", lambda: ["CUDAExecutionProvider"])
+    assert (by_itself.max_batch, asked.max_batch) == (session.AUTO_BATCH, 4)
+    monkeypatch.undo()
+    by_itself.run(*pair(0, 200))
+    assert (by_itself.max_batch, by_itself._batcher.max_batch, asked.max_batch) == (1, 1, 4)
+
+
+@pytest.fixture
+def bound_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(session.DEVICES, "CPUExecutionProvider", "cpu")  # as if it were a GPU
+
+
+@pytest.mark.usefixtures("bound_on_the_cpu")
+def test_cameras_of_different_sizes_have_buffers_of_their_own(tmp_path: Path) -> None:
+    student = Student.load(write_batch_student(tmp_path / "batch.onnx"), replace(CPU, max_batch=1))
+    pairs = [pair(0, 200), pair(1, 210, (20, 10))]
+
+    def buffers() -> list[int]:
+        return [
+            value.data_ptr()
+            for size in ((37, 51), (20, 10))
+            for value in student._services[size, (9, 7)].runner._inputs.values()
+        ]
+
+    first = [student.run(*one) for one in pairs]
+    before = buffers()
+    again = [student.run(*one) for one in pairs]
+    assert buffers() == before
+    assert len(set(before)) == 6
+    one, other = (student._services[size, (9, 7)].runner for size in ((37, 51), (20, 10)))
+    assert one._lock is other._lock  # they take turns at the session
+    for found, expected in zip(again, first, strict=True):
+        assert_same(found, expected)
+    for width in range(30, 30 + session.MAX_SIZES):
+        student.run(*pair(0, 200, (width, 10)))
+    assert len(student._services) == session.MAX_SIZES
+
+
+@pytest.mark.usefixtures("bound_on_the_cpu")
+def test_after_bound_buffers_have_failed_for_one_camera_no_other_uses_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    student = Student.load(write_batch_student(tmp_path / "batch.onnx"), replace(CPU, max_batch=1))
+    pairs, failures = [pair(0, 200), pair(1, 210, (20, 10))], []
+    expected = [student.run(*one) for one in pairs]
+
+    def fail(runner: BoundRunner, feeds: dict) -> None:
+        failures.append(runner)
+        raise RuntimeError("CUDA failure 900")
+
+    monkeypatch.setattr(BoundRunner, "__call__", fail)
+    for one, output in zip(pairs, expected, strict=True):
+        assert_same(student.run(*one), output)
+    assert len(failures) == 1
+
+
 def test_a_pair_that_fails_does_not_hurt_the_others_of_its_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -322,7 +564,46 @@ def test_batches_are_given_up_where_only_they_fail(
     outcomes = student._run_batch(student._service, [feeds_of(0, 200), feeds_of(1, 210)])
     assert [float(each["scores"][0]) for each in outcomes] == pytest.approx([200 / 255, 210 / 255])
     assert student._batcher.max_batch == 1
-    assert "takes one pair at a time from now on: out of memory" in caplog.text
+    assert "takes one pair at a time for the next 60 s: out of memory" in caplog.text
+
+
+def test_batches_are_tried_again_after_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    student, now = Student.load(write_batch_student(tmp_path / "batch.onnx"), BATCHES), [1000.0]
+    monkeypatch.setattr("md_perception.inference.session.time.monotonic", lambda: now[0])
+    with monkeypatch.context() as patch:
+        failing(patch, lambda feeds: len(feeds["rgb"]) > 1)
+        student._run_batch(student._service, [feeds_of(0, 200), feeds_of(1, 210)])
+    now[0] += session.BATCH_PAUSE_S - 0.1
+    assert student.max_batch == 1
+    now[0] += 0.1
+    assert student.max_batch == 4
+    sizes, _ = run_while_busy(student, [pair(seed, 200) for seed in range(4)], monkeypatch)
+    assert sizes == [1, 3]
+
+
+def test_images_of_a_batch_that_failed_are_freed_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    student = Student.load(write_batch_student(tmp_path / "batch.onnx"), BATCHES)
+    failing(monkeypatch, lambda feeds: True)
+    batch = [feeds_of(seed, 200) for seed in range(2)]
+    kept = [weakref.ref(one["rgb"].base) for one in batch]
+    gc.disable()  # what needs the collector keeps its images for seconds
+    try:
+        assert all(isinstance(outcome, StudentError) for outcome in student._run_batch(student._service, batch))
+        del batch
+        assert all(one() is None for one in kept)
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("wrong", [{"mask": np.zeros((1, 4, 4))}, {"scores": np.zeros(3)}, {}])
+def test_results_that_are_not_those_of_the_batch_are_refused(wrong: dict[str, np.ndarray], tmp_path: Path) -> None:
+    student = Student.load(write_batch_student(tmp_path / "batch.onnx"), CPU)
+    values = {"mask": np.zeros((2, 4, 4)), "scores": np.array([0.5, 0.6]), "image_index": np.array([1, 0])}
+    if wrong:
+        with pytest.raises(StudentError, match="gave results that do not belong to a batch of 2"):
+            student._split(values | wrong, 2)
+    else:
+        assert [one["scores"].tolist() for one in student._split(values, 2)] == [[0.6], [0.5]]
 
 
 def test_rows_of_an_image_that_is_not_in_the_batch_are_refused(tmp_path: Path) -> None:
@@ -389,6 +670,39 @@ def test_a_file_that_was_replaced_is_loaded_anew(tmp_path: Path) -> None:
     before = shared.load(write_tiny_student(tmp_path / "tiny.onnx"), CPU)
     after = shared.load(write_tiny_student(tmp_path / "tiny.onnx", tasks=("detection",)), CPU)
     assert (before.manifest.tasks, after.manifest.tasks) == (("detection", "segmentation"), ("detection",))
+
+
+def test_the_sizes_of_one_camera_are_not_those_of_another(tmp_path: Path) -> None:
+    path, shared = write_batch_student(tmp_path / "batch.onnx"), SharedStudents()
+    front = shared.load(path, replace(CPU, rgb_size=(320, 200)))
+    rear = shared.load(path, CPU)
+    assert rear is front
+    assert rear.sizes == Student.load(path, CPU).sizes != ((320, 200), rear.sizes[1])
+
+
+def test_two_cameras_that_start_at_once_load_one_student(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, shared, stall, callers, made = (
+        write_tiny_student(tmp_path / "tiny.onnx"),
+        SharedStudents(),
+        Stall(),
+        Callers(),
+        [],
+    )
+
+    def slow(*arguments: Any) -> Student:
+        made.append(arguments)
+        stall()
+        return Student(*arguments)
+
+    monkeypatch.setattr(sharing, "Student", slow)
+    for name in ("front", "rear"):
+        callers.start(name, lambda: shared.load(path, CPU))
+        assert stall.begun.wait(TIMEOUT_S)
+    threading.Event().wait(0.2)  # the other has come as far as it gets
+    stall.go_on.set()
+    callers.finish()
+    assert len(made) == 1
+    assert callers.outcomes["front"] is callers.outcomes["rear"]
 
 
 def test_a_student_that_cannot_be_loaded_does_not_stand_in_the_way_of_another(tmp_path: Path) -> None:

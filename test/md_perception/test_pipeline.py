@@ -187,6 +187,9 @@ def test_sizes_that_keep_changing_are_told_now_and_then_with_their_number_and_pr
         process(pipeline, rgb_message(size=(width, 60)), thermal_message())
     process(pipeline, rgb_message(size=(80, 60)), thermal_message())  # so long ago that it is prepared anew
     assert warmed[-1] == ((80, 60), (16, 12))
+    for width in (82, 90, 82):  # 82 was prepared first, but is in use
+        process(pipeline, rgb_message(size=(width, 60)), thermal_message())
+    assert warmed[-1] == ((90, 60), (16, 12))
 
 
 def test_after_a_warm_up_with_the_right_sizes_nothing_is_announced(

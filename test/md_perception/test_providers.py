@@ -283,12 +283,6 @@ def test_a_camera_of_another_size_has_an_engine_of_its_own(tensorrt: Started, tm
     student.warm_up((64, 48), (16, 12))  # two cameras take turns
     student.warm_up((32, 24), (16, 12))
     assert len(tensorrt.asked) == 2
-    for width in (40, 48, 56):
-        student.warm_up((width, 24), (16, 12))
-    student.warm_up((32, 24), (16, 12))
-    assert len(tensorrt.asked) == 5
-    student.warm_up((64, 48), (16, 12))  # the fifth size ago
-    assert len(tensorrt.asked) == 6
 
 
 def test_detections_of_any_number_are_not_for_tensorrt(tensorrt: Started, tmp_path: Path) -> None:
@@ -341,16 +335,27 @@ def test_an_engine_inside_a_student_file_is_refused(
     assert tensorrt.asked == []
 
 
-def test_sessions_of_sizes_that_are_no_longer_used_are_given_up(tensorrt: Started, tmp_path: Path) -> None:
+def test_sessions_of_sizes_that_are_not_used_for_longest_are_given_up(
+    tensorrt: Started, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = write_tiny_student(tmp_path / "mask.onnx", tasks=("segmentation",))
     student = Student.load(path, settings(tmp_path, rgb_size=(64, 48), thermal_size=(16, 12)))
-    for width in range(65, 65 + MAX_SIZES):
+
+    def made(width: int) -> int:
+        before = len(tensorrt.asked)
         student.warm_up((width, 48), (16, 12))
-    assert len(tensorrt.asked) == 1 + MAX_SIZES
-    student.warm_up((66, 48), (16, 12))  # is kept still
-    assert len(tensorrt.asked) == 1 + MAX_SIZES
-    student.warm_up((64, 48), (16, 12))  # the oldest is not
-    assert len(tensorrt.asked) == 2 + MAX_SIZES
+        return len(tensorrt.asked) - before
+
+    others = range(65, 64 + MAX_SIZES)
+    assert [made(width) for width in others] == [1] * (MAX_SIZES - 1)
+    assert made(64) == 0  # made first, and used last
+    assert made(100) == 1
+    assert [made(width) for width in (64, *others[1:])] == [0] * (MAX_SIZES - 1)
+    assert "more than" not in caplog.text
+    assert made(65) == 1  # in whose place 100 came
+    assert made(100) == 1
+    assert caplog.text.count(f"gets images of more than {MAX_SIZES} sizes in turns") == 1
+    assert len(student._services) == MAX_SIZES
 
 
 @pytest.mark.parametrize(("precision", "warned"), [("int8", True), ("fp16", False)])

@@ -260,7 +260,9 @@ def test_why_there_is_no_matrix_is_told_for_sizes_and_without_them() -> None:
     assert "describes images of 160x128 px, but they are 320x256" in registration.problem((640, 512), (320, 256))
     registration.note_camera_info("rgb", camera_info((640, 512), 0.0), "/cam/camera_info")
     assert registration.problem(None, None).startswith("/cam/camera_info is uncalibrated (K begins with 0)")
+    assert not registration.registers(None, None)
     assert Registration().problem((640, 512), (160, 128)) == ""
+    assert Registration().registers((640, 512), (160, 128))
 
 
 def test_camera_infos_that_give_no_matrix_are_fitted_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -184,6 +184,20 @@ def test_a_graph_that_mixes_up_the_images_of_a_batch_is_not_written(
     assert not list(tmp_path.iterdir())
 
 
+def test_the_only_sample_is_checked_in_a_batch_too(
+    joint: Checkpoint, traced: onnx.ModelProto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first_alone = copy.deepcopy(traced)
+    (node,) = [node for node in first_alone.graph.node if "image_index" in node.output]
+    node.output[0] = "image_index.right"
+    first_alone.graph.initializer.append(numpy_helper.from_array(np.int64(0), "none"))
+    first_alone.graph.node.append(onnx.helper.make_node("Mul", ["image_index.right", "none"], ["image_index"]))
+    monkeypatch.setattr(exporting, "to_onnx", lambda *_, **__: first_alone)
+    with pytest.raises(ExportError, match="boxes"):
+        export(joint, tmp_path / "student.onnx", samples=SAMPLES[:1])
+    assert not list(tmp_path.iterdir())
+
+
 def test_resizing_inside_the_network_is_known_beforehand(file: Path) -> None:
     # Else ONNX Runtime on a CPU converts its layout of channels back and forth around each.
     model = onnx.load(file)

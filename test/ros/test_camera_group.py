@@ -1,6 +1,7 @@
 """Several cameras: nodes of one process that share their students (md_cameras), and nodes of two processes."""
 
-import gc
+import contextvars
+import logging
 import os
 import signal
 import subprocess
@@ -16,15 +17,19 @@ from batch_student import write_batch_student
 from lifecycle_msgs.msg import State
 from rclpy.context import Context
 from rclpy.parameter import Parameter
+from sensor_msgs.msg import CameraInfo
 from vehicle import TIMEOUT_S, Spinning, Vehicle, header_ns, poll
 from vision_msgs.msg import Detection2DArray
 
+from md_perception.inference import engine_cache
 from md_perception.inference.sharing import SharedStudents
 from md_perception.msg import PerceptionStatus
-from md_perception.ros import camera_group
+from md_perception.ros import camera_group, node
+from md_perception.ros.alignment_watch import AlignmentWatch
 from md_perception.ros.benchmark import PROBE_STUDENT
 from md_perception.ros.environment import DEMO_STUDENT, node_environment
 from md_perception.ros.node import PerceptionNode
+from md_perception.sensing.misalignment import MisalignmentSettings
 
 PARAMETERS = """
 /**:
@@ -32,14 +37,13 @@ PARAMETERS = """
     autostart: true
     student: {{file: {student}, threads: 1, max_batch: 2}}
     # The cameras of these tests send when they are told to.
-    health: {{timeout_s: 60.0}}
+    health: {{timeout_s: 60.0, failures_in_a_row: 2}}
 /front/md_perception:
   ros__parameters:
     score_threshold: 0.5
 /rear/md_perception:
   ros__parameters:
     score_threshold: 0.7
-    health: {{failures_in_a_row: 2}}
 """
 
 
@@ -49,12 +53,18 @@ def batch_student(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+def start(start_program: Callable[..., subprocess.Popen[str]]) -> Callable[..., subprocess.Popen[str]]:
     """Return a function that runs a module as a process; it ends with the test whatever happens."""
+    return lambda module, *arguments: start_program("-m", f"md_perception.ros.{module}", *arguments)
+
+
+@pytest.fixture
+def start_program() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Return a function that runs Python with these arguments; it ends with the test whatever happens."""
     processes: list[subprocess.Popen[str]] = []
 
-    def run(module: str, *arguments: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", f"md_perception.ros.{module}", *arguments]
+    def run(*arguments: str) -> subprocess.Popen[str]:
+        command = [sys.executable, *arguments]
         environment = os.environ | node_environment(os.environ)
         processes.append(
             subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
@@ -99,6 +109,21 @@ def answered(vehicle: Vehicle) -> PerceptionStatus:
     return poll(result, f"a result of {vehicle.namespace}")
 
 
+def fail(vehicle: Vehicle) -> None:
+    """Send images that no student can be given until the node has failed."""
+    topic = f"{vehicle.namespace}/rgb/image_raw"
+    vehicle.end_camera(topic)
+    wrong = vehicle.camera(topic)
+
+    def failed() -> bool:
+        stamp = vehicle.now_ns()
+        vehicle.send_thermal(stamp, matched=False)
+        wrong.publish(vehicle.image(np.zeros((48, 64), np.uint16), "16UC1", stamp, "rgb_optical"))
+        return vehicle.state() == State.PRIMARY_STATE_UNCONFIGURED
+
+    poll(failed, f"the failure of {vehicle.namespace}")
+
+
 def ended(process: subprocess.Popen[str], code: int) -> str:
     output, _ = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == code, output
@@ -125,23 +150,17 @@ def test_two_cameras_in_one_process_go_their_own_ways(start, front, rear, batch_
     assert {("md_perception", "/front"), ("md_perception", "/rear")} <= set(names)
 
     # One fails and is unconfigured; the other goes on.
-    rear.end_camera("/rear/rgb/image_raw")
-    wrong = rear.camera("/rear/rgb/image_raw")
-
-    def failed() -> bool:
-        stamp = rear.now_ns()
-        rear.send_thermal(stamp, matched=False)
-        wrong.publish(rear.image(np.zeros((48, 64), np.uint16), "16UC1", stamp, "rgb_optical"))
-        return rear.state() == State.PRIMARY_STATE_UNCONFIGURED
-
-    poll(failed, "the failure of /rear")
+    fail(rear)
     assert answered(front).processed >= 1
     assert is_active(front)
     assert process.poll() is None
     # It can be brought back.
     assert rear.configure()
     assert rear.activate()
+    # What failed before and works again counts as working.
+    fail(front)
     answered(rear)
+    assert process.poll() is None
 
     process.send_signal(signal.SIGTERM)
     output = ended(process, 0)
@@ -149,7 +168,50 @@ def test_two_cameras_in_one_process_go_their_own_ways(start, front, rear, batch_
     for name in ("front", "rear"):
         about = [line for line in output.splitlines() if "preparing the student for it" in line and f"[{name}." in line]
         assert len(about) >= 1, output
-    assert "2 frames in a row gave no result" in output
+    assert output.count("failed, and unconfigured now: 2 frames in a row gave no result") == 2
+
+
+BREAKING = """
+import sys
+from md_perception.ros import camera_group, node
+
+class Breaking(node.PerceptionNode):
+    def on_activate(self, state):
+        result = super().on_activate(state)
+        if self.get_namespace() == "/rear":
+            self.create_subscription(node.CameraInfo, "break", self._break, 10)
+        return result
+
+    def _break(self, message):
+        self.create_timer(0.0, lambda: 1 / 0)
+
+node.PerceptionNode, node.CALLBACK_FAILURES = Breaking, 5
+sys.exit(camera_group.main(sys.argv[1:]))
+"""
+
+
+def test_a_node_whose_callbacks_only_fail_is_released_and_told_by_the_exit_status(
+    start_program, front, rear, batch_student, tmp_path
+):
+    file = tmp_path / "cameras.yaml"
+    file.write_text(PARAMETERS.format(student=batch_student))
+    process = start_program("-c", BREAKING, "front", "rear", "--ros-args", "--params-file", str(file))
+    for side in (front, rear):
+        poll(lambda side=side: is_active(side), f"the active state of {side.namespace}")
+        answered(side)
+    breaks = rear.node.create_publisher(CameraInfo, "/rear/break", 10)
+    poll(breaks.get_subscription_count, "the subscription")
+    breaks.publish(CameraInfo())
+    topics = ("rgb/image_raw", "thermal/image_raw", "break")
+    poll(lambda: not any(front.node.count_subscribers(f"/rear/{topic}") for topic in topics), "the end of /rear")
+    assert front.node.count_publishers("/rear/md_perception/status") == 0
+    assert answered(front).processed >= 1
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 1, output
+    assert "5 callbacks in a row failed: /rear/md_perception ends" in output
+    assert "not all of it could be released" not in output
+    assert output.count("Traceback") == output.count("ZeroDivisionError") >= 1
 
 
 def test_cameras_that_all_fail_end_the_process_with_exit_code_1(start):
@@ -186,6 +248,49 @@ def test_names_that_are_none_are_a_wrong_command_line(arguments, problem, capsys
     assert problem in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (("-r", "bad"), "Couldn't parse remap rule: '-r bad'"),
+        (("--nonsense",), "after --ros-args there is no ['--nonsense']"),
+        (("--params-file", "/nowhere.yaml"), "Couldn't parse params file: '--params-file /nowhere.yaml'"),
+    ],
+)
+def test_ros_arguments_that_are_none_are_told_without_a_traceback(arguments, problem, capfd):
+    assert camera_group.main(["front", "rear", "--ros-args", *arguments]) == 1
+    assert f"not started: {problem}" in "".join(capfd.readouterr()).replace("Failed to parse ROS arguments: ", "")
+
+
+def test_what_a_camera_s_threads_say_is_in_its_own_log(monkeypatch):
+    monkeypatch.setattr(engine_cache, "HEARTBEAT_S", 0.01)
+    said: dict[str, list[str]] = {"/front": [], "/rear": []}
+
+    class Recorder(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            said[node._speaker.get()].append(record.getMessage())  # as the handlers of the nodes see it
+
+    def work(name: str) -> None:
+        node._speaker.set(name)
+        watch = AlignmentWatch(lambda: 1 / 0, MisalignmentSettings(), 0.01)
+        watch.start()
+        with engine_cache.announced(name, Path("/cache")):
+            poll(lambda: any("still building" in line for line in said[name]), "the heartbeat")
+            poll(lambda: any("monitor failed" in line for line in said[name]), "the end of the monitor")
+        watch.stop()
+
+    recorder = Recorder(logging.INFO)
+    logger = logging.getLogger("md_perception")
+    monkeypatch.setattr(logger, "level", logging.INFO)
+    logger.addHandler(recorder)
+    try:
+        for name in said:
+            contextvars.copy_context().run(work, name)
+    finally:
+        logger.removeHandler(recorder)
+    for name, other in (("/front", "/rear"), ("/rear", "/front")):
+        assert not any(f"engine for {other}" in line for line in said[name])
+
+
 def test_nodes_of_one_process_share_a_student_until_the_last_is_cleaned_up(context, front, rear, batch_student):
     shared = SharedStudents()
     overrides = [Parameter("student.file", value=str(batch_student)), Parameter("student.threads", value=1)]
@@ -215,7 +320,7 @@ def test_nodes_of_one_process_share_a_student_until_the_last_is_cleaned_up(conte
         assert front.status_of(stamp).processed == 2
         assert front.deactivate()
         assert front.cleanup()
-        poll(lambda: gc.collect() >= 0 and alive() is None, "the end of the student")
+        poll(lambda: alive() is None, "the end of the student")
     finally:
         for one in spinning:
             one.stop()

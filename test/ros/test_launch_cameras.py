@@ -74,3 +74,10 @@ def test_a_parameter_file_that_is_not_there_is_refused(launch):
     output, _ = launch(cameras="front", params_file="/nowhere.yaml").communicate(timeout=TIMEOUT_S)
     assert "params_file:=/nowhere.yaml: there is no such file; give the path of a parameter file" in output
     assert "process started" not in output
+
+
+@pytest.mark.parametrize("cameras", ["front,rear,", "front,/front/", ","])
+def test_cameras_without_a_name_of_their_own_are_refused(launch, cameras):
+    output, _ = launch(cameras=cameras).communicate(timeout=TIMEOUT_S)
+    assert f"cameras:={cameras}: a name is empty or occurs twice; give each camera one, as in front,rear" in output
+    assert "process started" not in output

@@ -233,6 +233,19 @@ def test_a_bad_student_leaves_the_node_unconfigured_with_the_reason(start_node, 
     assert "Traceback" not in error
 
 
+def test_the_node_of_one_camera_prepares_no_batches(start_node, vehicle, monkeypatch):
+    loaded, load = [], Student.load
+
+    def note(path, settings):
+        loaded.append(settings)
+        return load(path, settings)
+
+    monkeypatch.setattr(Student, "load", note)
+    start_node(student__max_batch=4, student__threads=2)
+    assert vehicle.configure()
+    assert [(settings.max_batch, settings.threads) for settings in loaded] == [(1, 2)]
+
+
 def test_a_missing_student_is_named(start_node, vehicle, capfd):
     start_node(student__file="/nowhere/student.onnx")
     assert not vehicle.configure()

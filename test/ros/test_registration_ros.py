@@ -10,7 +10,7 @@ from camera_pairs import drive, planted_homography
 from diagnostic_msgs.msg import DiagnosticStatus
 from lifecycle_msgs.msg import State
 from rclpy.node import Node
-from sensor_msgs.msg import CameraInfo
+from sensor_msgs.msg import CameraInfo, CompressedImage
 from vehicle import BEST_EFFORT, poll
 
 from md_perception.calibrate import CalibrationError, Recording, Result
@@ -166,6 +166,46 @@ def test_uncalibrated_cameras_without_another_student_are_waited_for(start_node,
     poll(calibrated, "the calibration to arrive")
     vehicle.send_pair(200 * MS)
     assert vehicle.status_of(200 * MS).mode == Mode.FUSED
+
+
+@pytest.mark.parametrize("compressed", [(), ("rgb",), ("rgb", "thermal")])
+def test_images_of_other_sizes_than_calibrated_go_to_the_student_for_rgb_alone(
+    start_node, vehicle, students, compressed
+):
+    node = start_node(
+        **{f"{camera}__transport": "compressed" for camera in compressed},
+        student__visible_file=str(students["visible"]),
+        registration__homography=[0.25, 0.0, -0.375, 0.0, 0.25, -0.375, 0.0, 0.0, 1.0],
+        registration__sizes=[64, 48, 16, 10],
+        health__timeout_s=0.5,
+        health__failures_in_a_row=5,
+    )
+    vehicle.start()
+    random = np.random.default_rng(0)
+    cameras = {
+        camera: vehicle.camera(f"/{camera}/image_raw/compressed", CompressedImage)
+        if camera in compressed
+        else vehicle.camera(f"/{camera}/image_raw")
+        for camera in ("rgb", "thermal")
+    }
+
+    def send(stamp_ns: int) -> None:
+        for camera, shape, encoding in (("thermal", (12, 16), "mono8"), ("rgb", (48, 64, 3), "rgb8")):
+            message = vehicle.image(random.integers(0, 120, shape, np.uint8), encoding, stamp_ns, camera)
+            if camera in compressed:
+                pixels = np.frombuffer(message.data, np.uint8).reshape(shape)
+                data = cv2.imencode(".png", pixels)[1].tobytes()
+                message = CompressedImage(header=message.header, format=f"{encoding}; png compressed", data=data)
+            cameras[camera].publish(message)
+
+    def served_alone() -> bool:
+        send(vehicle.now_ns())
+        time.sleep(0.03)
+        return any(status.mode == Mode.VISIBLE_ONLY and status.student for status in list(vehicle.statuses))
+
+    poll(served_alone, "results of RGB alone")
+    assert vehicle.state() == State.PRIMARY_STATE_ACTIVE
+    assert "was made for RGB 64x48 and thermal 16x10, but" in node._why(Mode.VISIBLE_ONLY)
 
 
 def test_images_of_other_sizes_than_calibrated_are_rejected_with_the_cure(start_node, vehicle, capfd):
