@@ -460,7 +460,7 @@ def check(model: onnx.ModelProto, graph: StudentGraph, samples: Sequence[Sample]
 
 
 def unmatched(one: dict[str, np.ndarray], other: dict[str, np.ndarray], threshold: float) -> np.ndarray:
-    """Return float64 (N, 2): differences, box (px) and score, of each detection of one and the image's nearest of other.
+    """Return float64 (N, 2): by how much, px and score, each detection of one differs from the nearest in the other.
 
     Detections within SCORE_TOLERANCE of the threshold may be on either side of it and are left out.
     """
