@@ -54,11 +54,12 @@ def experiments(
     results/DATA-SCHEDULE-TABLE.json, .md and .png. A run that was stopped goes on where it was.
 
     Args:
-        table: `fusion` (Tables 1 and 2), `resolution` (3 and 4), `ablation` (7 and 8), `joint`, or `start` (what
-            starting from scenes gives on msrs).
+        table: `fusion` (Tables 1 and 2), `resolution` (3 and 4), `ablation` (7 and 8), `joint`, `start` (what
+            starting from scenes gives on msrs), or `teacher` (what a teacher gives that was trained three times as
+            long).
         data: What is trained on; msrs, which is small, by 5-fold cross-validation, from the weights on scenes.
         tasks: By default all that the paper has of the data set.
-        seeds: Of the runs; a student's teacher has its seed.
+        seeds: Of the runs; a student's teacher has its seed, the long one has seed 1.
         schedule: `paper`, `small` (320x256, for a machine without a GPU), `check` (a minute a cell) or `smoke`
             (seconds); the last two prove nothing about the method.
         rows: Only cells whose name contains one of these, with the teachers that they need.

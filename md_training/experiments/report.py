@@ -100,6 +100,14 @@ COMPARISONS: dict[TableName, tuple[tuple[str, str], ...]] = {
         ("16x, from scenes", "16x, from scratch"),
         ("teacher, from scenes", "teacher, from scratch"),
     ),
+    "teacher": (
+        ("16x, MD", "16x"),
+        ("16x, MD, long teacher", "16x"),
+        ("16x, MD, long teacher", "16x, MD"),
+        ("visible-only, MD", "visible-only"),
+        ("visible-only, MD, long teacher", "visible-only"),
+        ("visible-only, MD, long teacher", "visible-only, MD"),
+    ),
     "joint": (
         ("MD, one for both", "native, one for both"),
         ("MD, one for both", "MD, one for each task"),

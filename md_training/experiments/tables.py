@@ -16,7 +16,7 @@ from md_training.models.retinanet import RetinaNetSettings
 from md_training.presets import PRESETS, Run
 
 DataName = Literal["scenes", "msrs", "kaist", "mfnet"]
-TableName = Literal["fusion", "resolution", "ablation", "joint", "start"]
+TableName = Literal["fusion", "resolution", "ablation", "joint", "start", "teacher"]
 
 TERMS: dict[str, dict[str, object]] = {
     "md": {},
@@ -48,7 +48,7 @@ class Row:
     label: as printed. role: of presets.ROLES. terms: of TERMS, for a distilled role. blocks: the distilled student's
     network without a teacher: what its residual blocks give by themselves. together: one network for all tasks.
     scratch: from the first weights of the preset even where the data set's cells start from those of the scenes.
-    published: by task.
+    long: of a distilled role, under a teacher that was trained LONG_TEACHER times as long. published: by task.
     """
 
     label: str
@@ -57,6 +57,7 @@ class Row:
     blocks: bool = False
     together: bool = False
     scratch: bool = False
+    long: bool = False
     published: dict[Task, Published] = field(default_factory=dict)
 
 
@@ -140,7 +141,20 @@ TABLES: dict[TableName, tuple[Row, ...]] = {
         Row("teacher, from scratch", "teacher", scratch=True),
         Row("teacher, from scenes", "teacher"),
     ),
+    "teacher": (
+        Row("16x", "native-x16"),
+        Row("16x, MD", "student-x16"),
+        Row("16x, MD, long teacher", "student-x16", long=True),
+        Row("visible-only", "native-visible"),
+        Row("visible-only, MD", "student-visible"),
+        Row("visible-only, MD, long teacher", "student-visible", long=True),
+        Row("teacher", "teacher"),
+    ),
 }
+LONG_TEACHER = 3
+"""Times the steps of the schedule: of the one teacher, of seed LONG_TEACHER_SEED, that is trained longer than its
+students, which themselves have the schedule and the seeds of the others."""
+LONG_TEACHER_SEED = 1
 
 
 @dataclass(frozen=True)
@@ -189,7 +203,8 @@ EVALUATION_SCENES = 1000
 
 @dataclass(frozen=True)
 class Cell:
-    """One training. terms, blocks, scratch: as in Row. tasks: one, or both at once. fold: of the data set's FOLDS."""
+    """One training. terms, blocks, scratch: as in Row. long: as in Row; of a teacher, that it is the long one. tasks:
+    one, or both at once. fold: of the data set's FOLDS."""
 
     data: DataName
     role: str
@@ -199,6 +214,7 @@ class Cell:
     seed: int
     schedule: str
     scratch: bool = False
+    long: bool = False
     fold: int = 0
 
     @property
@@ -206,6 +222,7 @@ class Cell:
         """Return the name of its folder and record: unique in a schedule and data set."""
         kind = "joint" if len(self.tasks) > 1 else self.tasks[0]
         details = "-blocks" if self.blocks else "" if self.terms == "md" else f"-{self.terms}"
+        details += "-long" if self.long else ""
         start = "-scratch" if self.scratch else ""
         fold = f"-f{self.fold}" if self.data in FOLDS else ""
         return f"{kind}-{self.role}{details}{start}-s{self.seed}{fold}"
@@ -228,10 +245,11 @@ class Cell:
 
     @property
     def teachers(self) -> tuple["Cell", ...]:
-        """Return the teachers that it needs first, one of each task, of its own seed."""
+        """Return the teachers that it needs first, one of each task, of its own seed or the long ones."""
         if not self.is_distilled:
             return ()
-        return tuple(replace(self, role="teacher", tasks=(task,), terms="md") for task in self.tasks)
+        seed = LONG_TEACHER_SEED if self.long else self.seed
+        return tuple(replace(self, role="teacher", tasks=(task,), terms="md", seed=seed) for task in self.tasks)
 
     def run(self, folder: Path, weights: str = "") -> Run:
         """Return the run. folder: of all cells' folders. weights: first ones of the backbone instead of the preset's.
@@ -261,7 +279,14 @@ class Cell:
             data = replace(run.data, evaluation_pairs=0)
             run = replace(run, data=replace(data, evaluation_split="test") if isinstance(data, MfnetData) else data)
         schedule = SCHEDULES[self.schedule]
-        return run if schedule is None else _scaled(run, schedule)
+        run = run if schedule is None else _scaled(run, schedule)
+        return _prolonged(run) if self.long and self.role == "teacher" else run
+
+
+def _prolonged(run: Run) -> Run:
+    steps = LONG_TEACHER * run.optimisation.steps
+    evaluate_every = LONG_TEACHER * run.evaluate_every
+    return replace(run, optimisation=replace(run.optimisation, steps=steps), evaluate_every=evaluate_every)
 
 
 def _scaled(run: Run, schedule: Schedule) -> Run:
@@ -307,15 +332,15 @@ def cells(
 ) -> list[tuple[Row, Cell]]:
     """Return the cells of a table, each beside its row, in an order in which teachers come before their students.
 
-    Teachers that the table's students need and that are no row of it come with the row `teacher`.
+    Teachers that the table's students need and that are no row of it come with the row `teacher`, or `long teacher`.
     """
     found: list[tuple[Row, Cell]] = []
     for seed in seeds:
         for row in TABLES[table]:
             for group in [tuple(tasks)] if row.together else [(task,) for task in tasks]:
-                cell = Cell(data, row.role, group, row.terms, row.blocks, seed, schedule, row.scratch)
+                cell = Cell(data, row.role, group, row.terms, row.blocks, seed, schedule, row.scratch, row.long)
                 found += [(row, replace(cell, fold=fold)) for fold in range(FOLDS.get(data, 1))]
     there = {cell for _, cell in found}
     extra = dict.fromkeys(teacher for _, cell in found for teacher in cell.teachers if teacher not in there)
-    found += [(Row("teacher", "teacher"), teacher) for teacher in extra]
+    found += [(Row("long teacher" if teacher.long else "teacher", "teacher"), teacher) for teacher in extra]
     return sorted(found, key=lambda entry: (entry[1].seed, bool(entry[1].teachers)))

@@ -208,6 +208,22 @@ def test_cells_on_msrs_start_from_those_on_scenes() -> None:
     assert [teacher.name for teacher in student.teachers] == ["detection-teacher-s3-f2"]
 
 
+def test_one_long_teacher_teaches_the_students_of_every_seed() -> None:
+    every = cells("teacher", "scenes", DETECTION, (2, 3), "small")
+    by_name = {cell.name: (row, cell) for row, cell in every}
+    student, short = (by_name[f"detection-student-x16{name}-s3"][1] for name in ("-long", ""))
+    assert [teacher.name for teacher in student.teachers] == ["detection-teacher-long-s1"]
+    assert [teacher.name for teacher in short.teachers] == ["detection-teacher-s3"]
+    row, teacher = by_name["detection-teacher-long-s1"]
+    assert row.label == "long teacher"
+    runs = Path("runs/scenes-small")
+    long, usual = teacher.run(runs), by_name["detection-teacher-s3"][1].run(runs)
+    assert (long.optimisation.steps, usual.optimisation.steps) == (3000, 1000)
+    assert long.network == usual.network
+    # The students differ in nothing but whom they learn from.
+    assert replace(student.run(runs), name="", teachers=()) == replace(short.run(runs), name="", teachers=())
+
+
 def test_a_start_that_was_not_trained_is_named(tmp_path: Path) -> None:
     with pytest.raises(ExperimentError, match="--data scenes --schedule smoke --seeds 1 --rows detection-native-x16, "):
         experiments(
