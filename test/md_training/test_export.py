@@ -19,6 +19,7 @@ from md_perception.inference.student_file import StudentFile
 from md_training import export as exporting
 from md_training.checkpoint import Checkpoint
 from md_training.data.augment import NO_AUGMENTATION
+from md_training.data.sample import Sample
 from md_training.data.synthetic import SceneData
 from md_training.evaluate import answers_of_student, predict
 from md_training.export import (
@@ -167,34 +168,36 @@ def test_a_batch_gives_what_its_images_give_one_by_one(file: Path) -> None:
     assert not np.array_equal(together["mask"][0], together["mask"][1])
 
 
+RIGHT, node = "image_index.right", onnx.helper.make_node
+SWAPPED = [
+    node("ReduceMax", [RIGHT], ["image_index.last"], keepdims=0),
+    node("Sub", ["image_index.last", RIGHT], ["image_index"]),
+]
+ALL_OF_THE_FIRST = [node("Sub", [RIGHT, RIGHT], ["image_index"])]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "samples"),
+    [
+        pytest.param(SWAPPED, SAMPLES, id="swapped"),
+        pytest.param(ALL_OF_THE_FIRST, SAMPLES[:1], id="all of the first, of a sample without its like"),
+    ],
+)
 def test_a_graph_that_mixes_up_the_images_of_a_batch_is_not_written(
-    joint: Checkpoint, traced: onnx.ModelProto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    joint: Checkpoint,
+    traced: onnx.ModelProto,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    wrong: list[onnx.NodeProto],
+    samples: list[Sample],
 ) -> None:
-    mixed = copy.deepcopy(traced)
-    (node,) = [node for node in mixed.graph.node if "image_index" in node.output]
-    node.output[0] = "image_index.right"
-    mixed.graph.node.append(onnx.helper.make_node("Neg", ["image_index.right"], ["image_index.negative"]))
-    mixed.graph.initializer.append(numpy_helper.from_array(np.int64(1), "last"))
-    mixed.graph.node.append(onnx.helper.make_node("Add", ["image_index.negative", "last"], ["image_index.one"]))
-    mixed.graph.initializer.append(numpy_helper.from_array(np.int64(0), "first"))
-    mixed.graph.node.append(onnx.helper.make_node("Max", ["image_index.one", "first"], ["image_index"]))
+    mixed = copy.deepcopy(traced)  # which is right for one image
+    (last,) = [node for node in mixed.graph.node if "image_index" in node.output]
+    last.output[0] = RIGHT
+    mixed.graph.node.extend(wrong)
     monkeypatch.setattr(exporting, "to_onnx", lambda *_, **__: mixed)
     with pytest.raises(ExportError, match="boxes"):
-        export(joint, tmp_path / "student.onnx", samples=SAMPLES)
-    assert not list(tmp_path.iterdir())
-
-
-def test_the_only_sample_is_checked_in_a_batch_too(
-    joint: Checkpoint, traced: onnx.ModelProto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first_alone = copy.deepcopy(traced)
-    (node,) = [node for node in first_alone.graph.node if "image_index" in node.output]
-    node.output[0] = "image_index.right"
-    first_alone.graph.initializer.append(numpy_helper.from_array(np.int64(0), "none"))
-    first_alone.graph.node.append(onnx.helper.make_node("Mul", ["image_index.right", "none"], ["image_index"]))
-    monkeypatch.setattr(exporting, "to_onnx", lambda *_, **__: first_alone)
-    with pytest.raises(ExportError, match="boxes"):
-        export(joint, tmp_path / "student.onnx", samples=SAMPLES[:1])
+        export(joint, tmp_path / "student.onnx", samples=samples)
     assert not list(tmp_path.iterdir())
 
 
