@@ -36,7 +36,7 @@ from md_perception.labels import SEGMENTATION
 from md_training.checkpoint import Checkpoint
 from md_training.data.sample import Sample
 from md_training.data.synthetic import SceneData, evaluation_seeds, render
-from md_training.models.backbone import Backbone
+from md_training.models.backbone import Backbone, EqualCopies
 from md_training.models.networks import (
     AnyNetwork,
     DecisionFusion,
@@ -55,6 +55,7 @@ from md_training.preprocess import (
     SEEN,
     STD,
     THERMAL_MEAN,
+    THERMAL_STD,
     Letterbox,
     folded_input,
     make_letterbox,
@@ -125,7 +126,8 @@ class StudentGraph(nn.Module):
         camera = rgb if rgb is not None else thermal
         assert camera is not None
         if self.folded:
-            image, box = folded_input(rgb, thermal, rgb_to_thermal, size, self.tiles)
+            one_mean = self.network.settings.one_thermal_mean
+            image, box = folded_input(rgb, thermal, rgb_to_thermal, size, self.tiles, one_thermal_mean=one_mean)
         elif rgb is not None:
             image, box = network_input(rgb, thermal, rgb_to_thermal, size)
             image = select_inputs(image, self.network.settings.inputs)
@@ -335,8 +337,9 @@ def fold_input(network: AnyNetwork) -> AnyNetwork:
     """Fold the normalisation, and thermal's three equal copies, into the first convolutions; works in place.
 
     The network then takes preprocess.folded_input, and gives the same results to within rounding, borders, bars and
-    what thermal did not see included. Three copies become two channels, not one: they differ in mean and deviation, so
-    that what they add up to is one convolution of the levels and one of where thermal was seen (inside, a constant).
+    what thermal did not see included. Three copies that differ in mean and deviation (NetworkSettings.one_thermal_mean)
+    become two channels: what they add up to is one convolution of the levels and one of where thermal was seen (inside,
+    a constant), which is 0 where they do not differ.
     """
     mean, std = torch.tensor(MEAN), torch.tensor(STD)
     per_level = 1 / (255 * std).view(1, 3, 1, 1)
@@ -348,7 +351,11 @@ def fold_input(network: AnyNetwork) -> AnyNetwork:
         parts = [weight[:, :3] * per_level] if "rgb" in cameras else []
         if "thermal" in cameras:
             copies = weight[:, -3:]
-            parts += [(copies * scale).sum(dim=1, keepdim=True) for scale in (per_level, per_seen)]
+            if isinstance(backbone.copies, EqualCopies):
+                backbone.copies = nn.Identity()
+                parts.append(copies.sum(dim=1, keepdim=True) / (255 * THERMAL_STD))
+            else:
+                parts += [(copies * scale).sum(dim=1, keepdim=True) for scale in (per_level, per_seen)]
         conv.weight = nn.Parameter(torch.cat(parts, dim=1))
         conv.in_channels = conv.weight.shape[1]
     return network

@@ -23,8 +23,9 @@ STD = (0.229, 0.224, 0.225)
 stem sees both cameras at one scale."""
 FILL = tuple(round(255 * mean) for mean in MEAN)
 """uint8 RGB whose normalised value is 0 to within rounding: the colour of what a camera did not see."""
-THERMAL_MEAN = sum(MEAN) / 3
-"""Of thermal in 0..1, in the folded input."""
+THERMAL_STD = 3 / sum(1 / std for std in STD)
+THERMAL_MEAN = THERMAL_STD * sum(mean / std for mean, std in zip(MEAN, STD, strict=True)) / 3
+"""Of thermal in 0..1: what the mean of the three copies is normalised by."""
 SEEN = 32.0
 """Value of the channel of the folded input that says where thermal was seen: near to those of the other channels, which
 are in levels, so that neither its values nor its weights are lost where they are rounded."""
@@ -215,14 +216,18 @@ def folded_input(
     rgb_to_thermal: Tensor | None,
     input_size: tuple[int, int],
     tiles: int = 1,
+    *,
+    one_thermal_mean: bool = False,
 ) -> tuple[Tensor, Letterbox]:
     """Return the input of a network whose first convolution is folded (export.fold_input), and the letterbox.
 
-    float32 (B, C, height, width): of RGB three channels, of thermal two. The first four are camera levels with the
-    means taken off (MEAN, THERMAL_MEAN), 0 where nothing was seen; the last is SEEN where thermal was seen, else 0.
-    Arguments as above; without RGB the letterbox is that of thermal.
+    float32 (B, C, height, width): of RGB three channels, of thermal two, or one with one_thermal_mean
+    (NetworkSettings). They are camera levels with the means taken off (MEAN, THERMAL_MEAN), 0 where nothing was seen;
+    thermal's second is SEEN where it was seen, else 0.
+    Other arguments as above; without RGB the letterbox is that of thermal.
     """
     parts = []
+    inside: Tensor | None = None
     if rgb is not None:
         image, seen, box = letterbox_rgb(rgb, input_size, tiles)
         parts.append(image - 255 * torch.tensor(MEAN, device=rgb.device).view(1, 3, 1, 1) * seen)
@@ -230,11 +235,14 @@ def folded_input(
             assert rgb_to_thermal is not None
             sampled, inside = sample_thermal(thermal, rgb_to_thermal, box, input_size)
             inside = inside * seen
-            parts += [(sampled - 255 * THERMAL_MEAN) * inside, SEEN * inside]
+            parts.append((sampled - 255 * THERMAL_MEAN) * inside)
     else:
         assert thermal is not None
         image, seen, box = letterbox_rgb(thermal[..., None], input_size, tiles)
-        parts += [image - 255 * THERMAL_MEAN * seen, (SEEN * seen).expand_as(image)]
+        inside = seen.expand_as(image)
+        parts.append(image - 255 * THERMAL_MEAN * seen)
+    if inside is not None and not one_thermal_mean:
+        parts.append(SEEN * inside)
     return torch.cat(parts, dim=1), box
 
 

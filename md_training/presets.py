@@ -142,6 +142,7 @@ PRESETS: dict[str, tuple[str, Run]] = {
                 detection=RetinaNetSettings(anchor_side=13.0, anchor_ratios=(0.35, 0.8, 1.6), anchor_columns=2),
                 # At 320x256 a cone is a few pixels: logits of stride 32 could not show it.
                 segmentation=PSPNetSettings(output_stride=4, auxiliary=False),
+                one_thermal_mean=True,
             ),
             optimisation=Optimisation(
                 steps=4500,
@@ -186,6 +187,7 @@ def fused(settings: NetworkSettings, fusion: Fusion, tasks: tuple[Task, ...], di
         tasks=tasks,
         architecture=fusion.architecture,
         inputs=fusion.inputs,
+        one_thermal_mean=True,
         detection_joint=DETECTION_JOINT if distilled and "detection" in tasks else JointSettings(),
         segmentation_joint=SEGMENTATION_JOINT if distilled and "segmentation" in tasks else JointSettings(),
         # PSPNet reads C5 alone.

@@ -143,7 +143,8 @@ class Images:
 
 def image_shape(settings: NetworkSettings, batch: int) -> tuple[int, int, int, int]:
     """Return the shape of a folded network's input, see preprocess.folded_input."""
-    channels = sum({"rgb": 3, "thermal": 2}[camera] for camera in settings.inputs)
+    thermal = 1 if settings.one_thermal_mean else 2
+    channels = sum({"rgb": 3, "thermal": thermal}[camera] for camera in settings.inputs)
     return batch, channels, settings.input_size[1], settings.input_size[0]
 
 

@@ -178,14 +178,25 @@ class Schedule:
     """
     class_weights: Literal["none", "sqrt_inverse"] = "none"
     """Of segmentation."""
+    one_thermal_mean: bool = True
+    """See NetworkSettings; False where the first cells were trained before there was a choice."""
 
 
 SCHEDULES: dict[str, Schedule | None] = {
     "paper": None,
     "small": Schedule(
-        "small", (320, 256), steps=1000, batch_size=8, scenes=2000, output_stride=16, class_weights="sqrt_inverse"
+        "small",
+        (320, 256),
+        steps=1000,
+        batch_size=8,
+        scenes=2000,
+        output_stride=16,
+        class_weights="sqrt_inverse",
+        one_thermal_mean=False,
     ),
-    "check": Schedule("check", (160, 128), steps=300, batch_size=8, scenes=200, evaluation_scenes=60),
+    "check": Schedule(
+        "check", (160, 128), steps=300, batch_size=8, scenes=200, evaluation_scenes=60, one_thermal_mean=False
+    ),
     "smoke": Schedule("smoke", (96, 64), steps=4, batch_size=2, scenes=8, evaluation_scenes=6, fine_tuning_steps=2),
 }
 """By name. `paper`: the presets as they are. `small`: hours on two cores. `check`: a minute a cell; a
@@ -310,6 +321,7 @@ def _scaled(run: Run, schedule: Schedule) -> Run:
             input_size=schedule.input_size,
             detection=replace(detection, anchor_side=detection.anchor_side * schedule.input_size[0] / before),
             segmentation=segmentation,
+            one_thermal_mean=schedule.one_thermal_mean,
         ),
         optimisation=replace(
             run.optimisation,

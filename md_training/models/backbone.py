@@ -36,10 +36,14 @@ class Backbone(nn.Module):
     """ResNet-18 without its classifier. input_channels: 3 for one camera, 6 for RGB beside thermal in three copies.
 
     output_stride: of C5. At 16 and 8 the last layers are dilated instead of strided; the weights are the same.
+    one_thermal_mean: see EqualCopies; the last three channels are thermal's.
     """
 
-    def __init__(self, input_channels: int, output_stride: Literal[8, 16, 32] = 32) -> None:
+    def __init__(
+        self, input_channels: int, output_stride: Literal[8, 16, 32] = 32, *, one_thermal_mean: bool = False
+    ) -> None:
         super().__init__()
+        self.copies: nn.Module = EqualCopies() if one_thermal_mean else nn.Identity()
         resnet = resnet18()
         resnet.conv1 = widen_stem(resnet.conv1, input_channels)
         self.stem = nn.Sequential()
@@ -55,7 +59,7 @@ class Backbone(nn.Module):
 
     def forward(self, image: Tensor) -> Features:
         """image: float (B, input_channels, H, W), normalised; H and W multiples of 32."""
-        c2 = self.layer1(self.stem(image))
+        c2 = self.layer1(self.stem(self.copies(image)))
         c3 = self.layer2(c2)
         c4 = self.layer3(c3)
         return Features(c2, c3, c4, self.layer4(c4))
@@ -68,6 +72,19 @@ class Backbone(nn.Module):
         self.stem.get_submodule("bn1").load_state_dict(resnet.bn1.state_dict())
         for name in ("layer1", "layer2", "layer3", "layer4"):
             self.get_submodule(name).load_state_dict(resnet.get_submodule(name).state_dict())
+
+
+class EqualCopies(nn.Module):
+    """Replaces each of the last three channels by their mean.
+
+    The three copies of a thermal image are normalised by the means and deviations of red, green and blue; after this
+    they have one of each, preprocess.THERMAL_MEAN and THERMAL_STD, so that a first convolution that follows can be
+    folded to a single thermal channel (export.fold_input).
+    """
+
+    def forward(self, image: Tensor) -> Tensor:
+        mean = image[:, -3:].mean(dim=1, keepdim=True)
+        return torch.cat([image[:, :-3], mean.expand(-1, 3, -1, -1)], dim=1)
 
 
 def dilate(layer: nn.Sequential, dilation: int) -> None:

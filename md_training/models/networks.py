@@ -48,6 +48,9 @@ class NetworkSettings:
     """The same before the segmentation head: a student of two teachers has a branch for each."""
     gaff: GaffSettings = field(default_factory=GaffSettings)
     """The fusion of a two-stream network."""
+    one_thermal_mean: bool = False
+    """Give the three copies of thermal one mean and deviation instead of those of red, green and blue: exported, they
+    are one channel instead of two. Every preset does; False is how networks were trained before there was a choice."""
 
     def __post_init__(self) -> None:
         if any(side <= 0 or side % 32 for side in self.input_size):
@@ -125,7 +128,11 @@ class Student(Network):
 
     def __init__(self, settings: NetworkSettings) -> None:
         super().__init__(settings)
-        self.backbone = Backbone(3 * len(settings.inputs), settings.backbone_stride)
+        self.backbone = Backbone(
+            3 * len(settings.inputs),
+            settings.backbone_stride,
+            one_thermal_mean=settings.one_thermal_mean and "thermal" in settings.inputs,
+        )
         self.detector, self.segmenter = make_heads(settings)
         self.joint = nn.ModuleDict({task: JointBranch(joint) for task, joint in settings.joint.items() if joint.blocks})
 
@@ -148,7 +155,7 @@ class Teacher(Network):
     def __init__(self, settings: NetworkSettings) -> None:
         super().__init__(settings)
         self.visible = Backbone(3, settings.backbone_stride)
-        self.thermal = Backbone(3, settings.backbone_stride)
+        self.thermal = Backbone(3, settings.backbone_stride, one_thermal_mean=settings.one_thermal_mean)
         self.gaff = nn.ModuleDict(
             {level: Gaff(CHANNELS[level], settings.gaff.kernel) for level in settings.gaff.levels}
         )
@@ -257,8 +264,8 @@ def parameter_count(network: nn.Module) -> int:
 class Cost:
     """parameters: trained values. multiply_accumulates: of one image, as torch's flop counter sees them.
 
-    Both are of the network as it is trained: export.fold_input takes one of thermal's three channels off again (0.26
-    GMAC at 640x512).
+    Both are of the network as it is trained: export.fold_input takes two of thermal's three channels off again, or one
+    (NetworkSettings.one_thermal_mean); each has 0.26 GMAC at 640x512.
     """
 
     parameters: int

@@ -306,20 +306,24 @@ def test_a_thermal_only_file_is_fixed_to_its_thermal_camera(joint: Checkpoint) -
 
 
 @pytest.mark.parametrize(
-    ("architecture", "inputs", "channels"),
+    ("architecture", "inputs", "one_mean", "channels"),
     [
-        ("one_stream", ("rgb", "thermal"), [5]),
-        ("one_stream", ("rgb",), [3]),
-        ("one_stream", ("thermal",), [2]),
-        ("two_stream", ("rgb", "thermal"), [3, 2]),
-        ("decision", ("rgb", "thermal"), [3, 2]),
+        ("one_stream", ("rgb", "thermal"), False, [5]),
+        ("one_stream", ("rgb", "thermal"), True, [4]),
+        ("one_stream", ("rgb",), True, [3]),
+        ("one_stream", ("thermal",), False, [2]),
+        ("one_stream", ("thermal",), True, [1]),
+        ("two_stream", ("rgb", "thermal"), False, [3, 2]),
+        ("two_stream", ("rgb", "thermal"), True, [3, 1]),
+        ("decision", ("rgb", "thermal"), True, [3, 1]),
     ],
 )
 def test_folding_the_input_changes_nothing_not_even_at_borders_and_bars(
-    architecture: str, inputs: tuple, channels: list[int]
+    architecture: str, inputs: tuple, one_mean: bool, channels: list[int]
 ) -> None:
     torch.manual_seed(5)
-    network = make_network(replace(JOINT, architecture=architecture, inputs=inputs)).eval()  # type: ignore[arg-type]
+    settings = replace(JOINT, architecture=architecture, inputs=inputs, one_thermal_mean=one_mean)  # type: ignore[arg-type]
+    network = make_network(settings).eval()
     for backbone in network.backbones():  # an untrained one has the same weights for thermal as for RGB
         nn.init.normal_(backbone.stem[0].weight, std=0.05)
     folded = fold_input(copy.deepcopy(network))
