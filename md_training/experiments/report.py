@@ -100,13 +100,15 @@ COMPARISONS: dict[TableName, tuple[tuple[str, str], ...]] = {
         ("16x, from scenes", "16x, from scratch"),
         ("teacher, from scenes", "teacher, from scratch"),
     ),
-    "teacher": (
+    "variants": (
         ("16x, MD", "16x"),
         ("16x, MD, long teacher", "16x"),
         ("16x, MD, long teacher", "16x, MD"),
         ("visible-only, MD", "visible-only"),
         ("visible-only, MD, long teacher", "visible-only"),
         ("visible-only, MD, long teacher", "visible-only, MD"),
+        ("visible-only, MD, weak S", "visible-only"),
+        ("visible-only, MD, weak S", "visible-only, MD"),
     ),
     "joint": (
         ("MD, one for both", "native, one for both"),

@@ -16,7 +16,7 @@ from md_training.models.retinanet import RetinaNetSettings
 from md_training.presets import PRESETS, Run
 
 DataName = Literal["scenes", "msrs", "kaist", "mfnet"]
-TableName = Literal["fusion", "resolution", "ablation", "joint", "start", "teacher"]
+TableName = Literal["fusion", "resolution", "ablation", "joint", "start", "variants"]
 
 TERMS: dict[str, dict[str, object]] = {
     "md": {},
@@ -24,6 +24,7 @@ TERMS: dict[str, dict[str, object]] = {
     "s-mse-matched": {"attention_weight": 0.0, "semantic": "mse_matched"},
     "s-f-mse": {"attention_weight": 0.0},
     "a": {"semantic_weight": 0.0},
+    "s-weak": {"semantic_weight": 0.4},
 }
 """Terms of the distillation by name: what differs from a distilled preset's settings (the paper's: both)."""
 
@@ -141,13 +142,14 @@ TABLES: dict[TableName, tuple[Row, ...]] = {
         Row("teacher, from scratch", "teacher", scratch=True),
         Row("teacher, from scenes", "teacher"),
     ),
-    "teacher": (
+    "variants": (
         Row("16x", "native-x16"),
         Row("16x, MD", "student-x16"),
         Row("16x, MD, long teacher", "student-x16", long=True),
         Row("visible-only", "native-visible"),
         Row("visible-only, MD", "student-visible"),
         Row("visible-only, MD, long teacher", "student-visible", long=True),
+        Row("visible-only, MD, weak S", "student-visible", "s-weak"),
         Row("teacher", "teacher"),
     ),
 }

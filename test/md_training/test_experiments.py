@@ -209,7 +209,7 @@ def test_cells_on_msrs_start_from_those_on_scenes() -> None:
 
 
 def test_one_long_teacher_teaches_the_students_of_every_seed() -> None:
-    every = cells("teacher", "scenes", DETECTION, (2, 3), "small")
+    every = cells("variants", "scenes", DETECTION, (2, 3), "small")
     by_name = {cell.name: (row, cell) for row, cell in every}
     student, short = (by_name[f"detection-student-x16{name}-s3"][1] for name in ("-long", ""))
     assert [teacher.name for teacher in student.teachers] == ["detection-teacher-long-s1"]
