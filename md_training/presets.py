@@ -80,6 +80,8 @@ class Run:
     """Of the first weights, the order of the samples and their augmentation."""
     log_every: int = 20
     """Steps between two lines of the log."""
+    gradients_every: int = 250
+    """Steps between two lines of the log that say how hard each loss term pulls at the backbone; 0: none."""
     evaluate_every: int = 1000
     """Steps between two evaluations on held-out samples."""
     checkpoint_every: int = 500
@@ -88,6 +90,8 @@ class Run:
     def __post_init__(self) -> None:
         if min(self.log_every, self.evaluate_every, self.checkpoint_every) < 1:
             raise ValueError("log_every, evaluate_every and checkpoint_every are steps: at least 1")
+        if self.gradients_every < 0:
+            raise ValueError(f"gradients_every {self.gradients_every}: steps, or 0 for never")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed {self.seed}: 0 or more, below 2**63")
         if self.teachers and self.network.architecture != "one_stream":

@@ -90,6 +90,10 @@ class Record:
         self._display.step(step, trainer.window[-1])
         if step % run.log_every == 0 or step == steps:
             self._report(step, trainer, waited_s)
+        if trainer.gradients is not None:
+            pulls = ", ".join(f"{name} {norm:.3g}" for name, norm in trainer.gradients.items())
+            log.info("step %d, gradients on the backbone: %s", step, pulls)
+            self._log.write_gradients(step, trainer.gradients)
         if self._held_out and (step % run.evaluate_every == 0 or step == steps):
             self._evaluate(step, trainer)
         if last or step % run.checkpoint_every == 0:
@@ -163,6 +167,10 @@ class RunLog:
     def write_evaluation(self, step: int, figures: dict[str, float]) -> None:
         self._line({"step": step, "evaluation": figures})
         self._scalars("evaluation", step, figures)
+
+    def write_gradients(self, step: int, norms: dict[str, float]) -> None:
+        self._line({"step": step, "gradients": norms})
+        self._scalars("gradients", step, norms)
 
     def _line(self, values: dict[str, object]) -> None:
         self._metrics.write(json.dumps(values) + "\n")

@@ -6,7 +6,7 @@ wanted, TensorBoard's events.
 
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -237,7 +237,8 @@ def load_teachers(run: Run) -> list[Checkpoint]:
 class Trainer:
     """A network, its optimiser and, in the second stage, its frozen teachers.
 
-    window: the terms of the steps since it was last emptied.
+    window: the terms of the steps since it was last emptied. gradients: of the last step, the norm of each term's own
+    gradient on the backbones; None where the run does not ask for it then.
     """
 
     def __init__(
@@ -267,6 +268,7 @@ class Trainer:
             self.average = AveragedModel(self.network, multi_avg_fn=moving, use_buffers=True)
         self._wrapped = processes.wrapped(self.network)
         self.window: list[dict[str, float]] = []
+        self.gradients: dict[str, float] | None = None
         self._silent: set[str] | None = None  # terms without a gradient so far; None before the first step
         self._steps_checked = 0
         self._begun = False
@@ -294,7 +296,10 @@ class Trainer:
             check_batch(batch, self.network)
             check_first_loss(terms)
             self._begun = True
-        self._check_gradients(losses, last=step == optimisation.steps)
+        last = step == optimisation.steps
+        self._check_gradients(losses, last)
+        every = self.run.gradients_every
+        self.gradients = self._gradient_norms(losses, self._backbone) if every and (last or step % every == 0) else None
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(step, optimisation)
         self.optimiser.zero_grad()
@@ -340,16 +345,24 @@ class Trainer:
             self._silent = {name for name in losses if not name.endswith(MAY_BE_SILENT)}
         if not self._silent:
             return
-        names = sorted(self._silent)
-        norms = gradient_norms({name: losses[name] for name in names}, self.network.parameters())
-        found = self.processes.mean(torch.tensor([norms[name] for name in names], device=self.device)).tolist()
-        self._silent = {name for name, norm in zip(names, found, strict=True) if norm == 0}
+        norms = self._gradient_norms({name: losses[name] for name in sorted(self._silent)}, self.network.parameters())
+        self._silent = {name for name, norm in norms.items() if norm == 0}
         self._steps_checked += 1
         if self._silent and (last or self._steps_checked >= GRADIENT_CHECK_STEPS):
             raise LossError(
                 f"{', '.join(sorted(self._silent))}: no gradient in {self._steps_checked} steps: configured in "
                 "vain; look whether the data have the truth it needs, or leave it out"
             )
+
+    @property
+    def _backbone(self) -> Iterator[nn.Parameter]:
+        return (parameter for backbone in self.network.backbones() for parameter in backbone.parameters())
+
+    def _gradient_norms(self, losses: dict[str, Tensor], parameters: Iterable[nn.Parameter]) -> dict[str, float]:
+        """Return the norm of each term's own gradient, the mean over the processes."""
+        norms = gradient_norms(losses, parameters)
+        means = self.processes.mean(torch.tensor(list(norms.values()), device=self.device)).tolist()
+        return dict(zip(norms, means, strict=True))
 
     def progress(self) -> Progress:
         """Return what `restore` needs besides the result."""

@@ -92,7 +92,9 @@ def test_run_leaves_a_checkpoint_with_everything_in_it(tmp_path: Path) -> None:
     trained = checkpoint.network.state_dict()
     assert all(torch.equal(value, trained[name]) for name, value in loaded.network.state_dict().items())
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [2, 4, 4]
+    assert [line["step"] for line in lines] == [2, 4, 4, 4]
+    assert lines[2]["gradients"].keys() == {"classes", "boxes", "segmentation", "segmentation_auxiliary"}
+    assert min(lines[2]["gradients"].values()) > 0
     assert lines[0]["boxes"] > 0
     assert 0 < lines[0]["waited_s"] < lines[0]["elapsed_s"]
     assert json.loads((tmp_path / "run" / "run.json").read_text())["run"] == TINY.to_json()

@@ -39,6 +39,7 @@ RUN = Run(
     augmentation=Augmentation(),
     optimisation=Optimisation(steps=6, batch_size=2, warmup_steps=2, precision="fp32"),
     log_every=1,
+    gradients_every=0,
     checkpoint_every=2,
 )
 

@@ -67,7 +67,7 @@ def terms(folder: Path) -> list[dict[str, float]]:
     return [
         {name: value for name, value in line.items() if not name.endswith("_s")}
         for line in lines
-        if "evaluation" not in line
+        if "evaluation" not in line and "gradients" not in line  # whose norms are those of each process's share
     ]
 
 

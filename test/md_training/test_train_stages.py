@@ -41,6 +41,7 @@ RUN = Run(
     data=SceneData(camera_size=SIZE, thermal_size=(16, 16), scenes=5, evaluation_scenes=0),
     optimisation=Optimisation(steps=6, batch_size=2, learning_rate=1e-2, warmup_steps=2, precision="fp32"),
     log_every=1,
+    gradients_every=0,
     checkpoint_every=100,
 )
 JOINT = JointSettings(c5="basic")
