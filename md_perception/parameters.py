@@ -281,7 +281,7 @@ def _ground() -> tuple[Declaration, ...]:
             read_only=True,
         ),
         Declaration(
-            "ground.mask_min_confidence",
+            "ground.mask_minimum_confidence",
             0.8,
             "probability from which a pixel of the mask counts for obstacles",
             bounds=(0.0, 1.0),
@@ -672,7 +672,7 @@ class Parameters:
     ground_max_points: int
     ground_point_height_m: float
     ground_mask_minimum_px: int
-    ground_mask_min_confidence: float
+    ground_mask_minimum_confidence: float
     tracking_tracker: TrackerName
     tracking_lost_s: float
     tracking_overlap: float
@@ -838,7 +838,7 @@ class Parameters:
                 max_points=self.ground_max_points,
                 point_height_m=self.ground_point_height_m,
                 mask_minimum_px=self.ground_mask_minimum_px,
-                mask_min_confidence=self.ground_mask_min_confidence,
+                mask_minimum_confidence=self.ground_mask_minimum_confidence,
             ),
         )
 

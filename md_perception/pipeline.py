@@ -6,6 +6,7 @@
 import logging
 import math
 import time
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -13,8 +14,8 @@ import cv2
 import numpy as np
 
 from md_perception.inference.manifest import ThermalContract
-from md_perception.inference.session import Student, StudentError
-from md_perception.results import Camera, Float32Array, Frame, Mode, Perception, StageTimes, StudentOutput
+from md_perception.inference.session import Sizes, Student, StudentError
+from md_perception.results import Camera, Float32Array, Frame, Mode, Perception, Size, StageTimes, StudentOutput
 from md_perception.sensing.health import Content, content_of
 from md_perception.sensing.images import ImageError, Message, stamp_ns, to_rgb
 from md_perception.sensing.pairing import PairingSettings
@@ -28,9 +29,6 @@ ANNOUNCEMENT_PERIOD_S = 5.0
 
 PREPARED_SIZES = 4
 """So many sizes of images, those seen last, need no new warm-up when they come back."""
-
-Sizes = tuple[tuple[int, int] | None, tuple[int, int] | None]
-"""(width, height) px of the RGB image and of the thermal image, None without one."""
 
 _CAMERAS_OF: dict[Mode, tuple[bool, bool]] = {
     Mode.FUSED: (True, True),
@@ -91,6 +89,20 @@ class Work:
         return frame
 
 
+@dataclass
+class _KnownSizes:
+    """The image sizes of one mode.
+
+    now: of the last frame. prepared: those that the student is warmed up for, the last ones, in the order of their use.
+    told_s: when the last change was told, on a steady clock. untold: changes since then.
+    """
+
+    now: Sizes | None = None
+    prepared: OrderedDict[Sizes, None] = field(default_factory=OrderedDict)
+    told_s: float = -math.inf
+    untold: int = 0
+
+
 class Pipeline:
     """Decodes pairs and runs the student of their mode.
 
@@ -120,16 +132,13 @@ class Pipeline:
             for mode, student in self.students.items()
             if student.manifest.thermal is not None
         }
-        self._sizes: dict[Mode, Sizes] = {}  # of the last frame
-        self._prepared: dict[Mode, dict[Sizes, None]] = {mode: {} for mode in self.students}  # the last few, in order
-        self._announced: dict[Mode, float] = {}  # when the last change was told, on a steady clock
-        self._untold: dict[Mode, int] = {}  # changes since then
+        self._known = {mode: _KnownSizes() for mode in self.students}
         self.registration = Registration(settings.registration)
         """Thread-safe; where it needs CameraInfo messages, they are noted there."""
         self.latest_pair: Work | None = None
         """The newest pair of one time, for who looks on."""
 
-    def warm_up(self, rgb_size: tuple[int, int] | None = None, thermal_size: tuple[int, int] | None = None) -> float:
+    def warm_up(self, rgb_size: Size | None = None, thermal_size: Size | None = None) -> float:
         """Run every student once at these sizes, (width, height) px; by default at those of its training.
 
         Returns the seconds it took. Raises StudentError.
@@ -231,22 +240,23 @@ class Pipeline:
 
     def _warm_up(self, mode: Mode, sizes: Sizes) -> float:
         seconds = self.students[mode].warm_up(*sizes)
-        self._sizes[mode] = sizes
-        prepared = self._prepared[mode]
-        prepared[sizes] = None
-        if len(prepared) > PREPARED_SIZES:
-            del prepared[next(iter(prepared))]
+        known = self._known[mode]
+        known.now = sizes
+        known.prepared[sizes] = None
+        if len(known.prepared) > PREPARED_SIZES:
+            known.prepared.popitem(last=False)
         return seconds
 
     def _meet_sizes(self, mode: Mode, sizes: Sizes) -> None:
         """Prepare the student for images of sizes that it does not know, and tell of a change."""
-        if self._sizes.get(mode) == sizes:
+        known = self._known[mode]
+        if known.now == sizes:
             return
-        new = sizes not in self._prepared[mode]
+        new = sizes not in known.prepared
         told = self._announce_sizes(mode, sizes, new)  # beforehand: a provider may take minutes
-        self._sizes[mode] = sizes
+        known.now = sizes
         if not new:
-            self._prepared[mode][sizes] = self._prepared[mode].pop(sizes)  # the last one
+            known.prepared.move_to_end(sizes)
             return
         try:
             seconds = self._warm_up(mode, sizes)
@@ -257,21 +267,21 @@ class Pipeline:
 
     def _announce_sizes(self, mode: Mode, sizes: Sizes, new: bool) -> bool:
         """Return whether a change of sizes was told; those that follow it closely are counted."""
-        before, now_s = self._sizes.get(mode), time.monotonic()
-        if before is not None:
-            if now_s - self._announced.get(mode, -math.inf) < ANNOUNCEMENT_PERIOD_S:
-                self._untold[mode] = self._untold.get(mode, 0) + 1
+        known, now_s = self._known[mode], time.monotonic()
+        if known.now is not None:
+            if now_s - known.told_s < ANNOUNCEMENT_PERIOD_S:
+                known.untold += 1
                 return False
-            self._announced[mode] = now_s
-        untold = self._untold.pop(mode, 0)
+            known.told_s = now_s
         logger.info(
             "%s input is %s, %s%s%s",
             mode.name,
             _described(sizes),
-            f"it was {_described(before)}" if before else "the first",
-            f", after {untold} more changes" if untold else "",
+            f"it was {_described(known.now)}" if known.now else "the first",
+            f", after {known.untold} more changes" if known.untold else "",
             ": preparing the student for it" if new else "",
         )
+        known.untold = 0
         return True
 
 
@@ -303,7 +313,7 @@ def _as_trained(settings: ThermalSettings, contract: ThermalContract) -> Thermal
     )
 
 
-def _size(frame: Frame) -> tuple[int, int]:
+def _size(frame: Frame) -> Size:
     height, width = frame.image.shape[:2]
     return width, height
 

@@ -20,6 +20,9 @@ Float32Array = npt.NDArray[np.float32]
 Int64Array = npt.NDArray[np.int64]
 Camera = Literal["rgb", "thermal"]
 
+Size = tuple[int, int]
+"""(width, height), px."""
+
 
 class Mode(IntEnum):
     """What the node is running on. The values are those of the constants in PerceptionStatus.msg."""

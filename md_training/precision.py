@@ -28,7 +28,8 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper, shape
 
 from md_perception.inference.manifest import check_name
 from md_perception.inference.session import SessionSettings, Student
-from md_perception.inference.student_file import Size, StudentFile
+from md_perception.inference.student_file import StudentFile
+from md_perception.results import Size
 from md_training.data.pairs import PairData
 from md_training.data.sample import Sample
 from md_training.data.sources import PairSource, ReadSamples, Source

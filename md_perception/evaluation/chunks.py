@@ -358,6 +358,7 @@ class BagPass:
         if job.with_results:
             first = evaluator.students[0]
             self._messages = ResultMessages(first.students, job.parameters.score_threshold)
+        pipeline = self._pipelines[evaluator.students[0].name]
         return Replay(
             bag,
             topics,
@@ -368,8 +369,8 @@ class BagPass:
             note_info=self._note_info(evaluator.students),
             note_original_info=self._note_info([] if evaluator.teacher is None else [evaluator.teacher]),
             with_reference=evaluator.teacher is not None,
-            look=self._pipelines[evaluator.students[0].name].look,
-            registers=self._pipelines[evaluator.students[0].name].registration.registers,
+            look=pipeline.look,
+            registers=pipeline.registration.registers,
         )
 
     def _simulated(

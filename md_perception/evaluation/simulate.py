@@ -21,6 +21,7 @@ from md_perception.bags.injection import Injection, inject
 from md_perception.bags.make import TimedMessage
 from md_perception.bags.read import BagMessage
 from md_perception.bags.types import IMAGE, message_store
+from md_perception.results import Size
 from md_perception.sensing.edges import resized_matrix
 from md_perception.sensing.images import ImageError, image_fields, is_compressed, stamp_ns, to_rgb, to_thermal_values
 from md_perception.sensing.registration import RegistrationSettings, sampling_matrix, sent_pixels
@@ -28,9 +29,6 @@ from md_perception.sensing.thermal import TEMPERATURES, kelvin_per_number, resiz
 
 Timed = TimedMessage | BagMessage
 """What goes by: log_ns, topic and message."""
-
-Size = tuple[int, int]
-"""(width, height), px."""
 
 _ALWAYS_S = 1e9
 _PERIODS = 9

@@ -12,7 +12,8 @@ from md_perception.evaluation.comparison import agreement_of
 from md_perception.evaluation.pictures import Pictures
 from md_perception.evaluation.records import FrameRecord
 from md_perception.evaluation.schema import AgreementReport, DetectionScores, MaskScores, Report, Score
-from md_perception.evaluation.simulate import Simulation, SimulationError, Size, parse_size
+from md_perception.evaluation.simulate import Simulation, SimulationError, parse_size
+from md_perception.results import Size
 
 
 class PriceError(ValueError):

@@ -22,7 +22,8 @@ from md_perception.inference import engine_cache, tune
 from md_perception.inference.manifest import ManifestError
 from md_perception.inference.providers import PROVIDERS, SessionSettings
 from md_perception.inference.session import Student, StudentError
-from md_perception.inference.student_file import MAX_SIDE, Size, StudentFile
+from md_perception.inference.student_file import MAX_SIDE, StudentFile
+from md_perception.results import Size
 
 INTERRUPTED = 130
 

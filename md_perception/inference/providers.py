@@ -21,7 +21,8 @@ import onnxruntime
 from md_perception.inference import engine_cache
 from md_perception.inference.cuda_driver import CudaError, Driver
 from md_perception.inference.engine_cache import EngineCacheError, EngineKey
-from md_perception.inference.student_file import Size, StudentError
+from md_perception.inference.student_file import StudentError
+from md_perception.results import Size
 
 logger = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from md_perception.inference.batching import Batcher
 from md_perception.inference.manifest import Manifest
 from md_perception.inference.providers import DEFAULTS, PROVIDERS, Graph, SessionSettings, make_session, passed_over
 from md_perception.inference.runners import Arrays, BoundRunner, PlainRunner
-from md_perception.inference.student_file import IMAGE_INDEX, OPERATORS, Size, StudentError, StudentFile
-from md_perception.results import Detections, Float32Array, Segmentation, StudentOutput, UInt8Image
+from md_perception.inference.student_file import IMAGE_INDEX, OPERATORS, StudentError, StudentFile
+from md_perception.results import Detections, Float32Array, Segmentation, Size, StudentOutput, UInt8Image
 
 __all__ = ["MAX_DETECTIONS", "OPERATORS", "PROVIDERS", "SessionSettings", "Student", "StudentError", "make_session"]
 
@@ -35,7 +35,6 @@ Pair = tuple[UInt8Image | None, UInt8Image | None, Float32Array | None]
 
 Sizes = tuple[Size | None, Size | None]
 """Of the RGB and the thermal image; None: without one."""
-
 
 AUTO_BATCH = 4
 """Most pairs of a batch where nobody has said: on a GPU. A CPU gains nothing by batches (docs/performance.md)."""
@@ -81,10 +80,11 @@ class Student:
         self._file, self._settings = file, settings
         self._lock = threading.Lock()
         self._binds = True
-        self.sizes: Sizes = file.sizes(settings.rgb_size, settings.thermal_size)
-        """What it is warmed up for if nobody says otherwise: fixed sizes, those of the settings, or of its training."""
-        self._service = self._serve(self.sizes)
-        self._services = {self.sizes: self._service}
+        self.sizes: Sizes = file.sizes(None, None)
+        """What it is warmed up for if nobody says otherwise: the sizes that it is fixed to, or of its training."""
+        first = file.sizes(settings.rgb_size, settings.thermal_size)
+        self._service = self._serve(first)
+        self._services = {first: self._service}
         self._uses = itertools.count(1)
         self._dropped: set[Sizes] = set()
         self._thrashes = False
@@ -264,8 +264,8 @@ class Student:
                     MAX_SIZES,
                     self.provider,
                 )
-            self._dropped.update(old for old, _ in dropped)
             service = self._service = self._serve(sizes)
+            self._dropped.update(old for old, _ in dropped)
         self._services = dict(kept) | {sizes: service}
         return service
 
@@ -332,7 +332,7 @@ class Student:
         if (
             any(len(array) != count for array in whole.values())
             or any(array.shape[:1] != images.shape for array in rows.values())
-            or not np.isin(images, range(count)).all()
+            or not ((images >= 0) & (images < count)).all()
         ):
             raise StudentError(f"student {self.path} gave results that do not belong to a batch of {count}")
         return [

@@ -29,5 +29,4 @@ class SharedStudents:
             student = self._students.get(key)
             if student is None:
                 student = self._students[key] = Student(file, settings)
-                student.sizes = file.sizes(None, None)  # those of this camera are not the others'
             return student

@@ -8,15 +8,13 @@ from typing import Final
 
 from md_perception.inference.manifest import Manifest, ManifestError
 from md_perception.inference.onnx_file import OnnxFile, OnnxFileError, TensorInfo
+from md_perception.results import Size
 
 MAX_FILE_BYTES = 512 * 1024 * 1024
 """Largest student file that is read."""
 
 MAX_SIDE = 16384
 """Largest fixed dimension of an image, px, and most rows of a fixed output."""
-
-Size = tuple[int, int]
-"""(width, height), px."""
 
 OPERATORS = frozenset(
     """
@@ -137,8 +135,7 @@ class StudentFile:
         return result["rgb"], result["thermal"]
 
     def dimensions(self, rgb: Size | None, thermal: Size | None) -> dict[str, int]:
-        """Return what the named dimensions of the inputs are for one image of each camera of these sizes; None: no such
-        camera.
+        """Return what the named dimensions of the inputs are for one image of each camera; None: no such camera.
 
         Raises StudentError where the file was exported for fixed images of another size.
         """

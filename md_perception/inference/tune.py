@@ -14,7 +14,8 @@ import onnxruntime
 
 from md_perception.inference.providers import Graph, SessionSettings, session_options
 from md_perception.inference.runners import BoundRunner, PlainRunner
-from md_perception.inference.student_file import Size, StudentError, StudentFile
+from md_perception.inference.student_file import StudentError, StudentFile
+from md_perception.results import Size
 from md_perception.sensing.registration import sampling_matrix
 
 AS_IT_IS = "as it is"
@@ -136,11 +137,8 @@ def _call(
     file: StudentFile, rgb: Size | None, thermal: Size | None, settings: SessionSettings, name: str, batch: int = 1
 ) -> Call:
     """Return what runs a file on noise, in a session with the options of that name. batch: pairs of a call."""
-    given = {"rgb": rgb, "thermal": thermal}
-    sizes = {
-        camera: size and (given[camera] or size) for camera, size in zip(given, file.sizes(None, None), strict=True)
-    }
-    dimensions = file.dimensions(sizes["rgb"], sizes["thermal"])
+    rgb, thermal = file.sizes(rgb, thermal)
+    dimensions = file.dimensions(rgb, thermal)
     graph = Graph(file.manifest.name, file.manifest.precision, dimensions)
     settings = replace(settings, spin=name == "spinning")
     options = session_options(settings, graph, bind_dimensions=name == _THESE_SIZES)
@@ -152,12 +150,12 @@ def _call(
         raise StudentError(f"student {file.path} cannot be loaded ({name}): {error}") from None
     random = np.random.default_rng(0)
     feeds: dict[str, np.ndarray] = {}
-    for camera, size in sizes.items():
-        if size is not None:
-            shape = (batch, size[1], size[0], 3) if camera == "rgb" else (batch, size[1], size[0])
-            feeds[camera] = random.integers(0, 256, shape, np.uint8)
-    if sizes["rgb"] and sizes["thermal"]:
-        feeds["rgb_to_thermal"] = np.repeat(sampling_matrix(sizes["rgb"], sizes["thermal"])[None], batch, axis=0)
+    if rgb:
+        feeds["rgb"] = random.integers(0, 256, (batch, rgb[1], rgb[0], 3), np.uint8)
+    if thermal:
+        feeds["thermal"] = random.integers(0, 256, (batch, thermal[1], thermal[0]), np.uint8)
+    if rgb and thermal:
+        feeds["rgb_to_thermal"] = np.repeat(sampling_matrix(rgb, thermal)[None], batch, axis=0)
     runner: PlainRunner | BoundRunner = PlainRunner(session, file.output_names)
     if name == _BOUND:
         runner = BoundRunner(session, file.output_names, {}, "cpu")

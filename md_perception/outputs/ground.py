@@ -83,8 +83,8 @@ class GroundSettings:
     spacing_m: distance of points along an obstacle; of several in one square of this size the nearest is kept.
     max_points: of each group; the nearest are kept. point_height_m: how high above the ground points lie, for
     consumers drop what is on the ground (Nav2's min_obstacle_height).
-    mask_minimum_px: pixels of a class group that a column of the mask needs. mask_min_confidence: probability, 0 to 1,
-    from which a pixel of the mask counts.
+    mask_minimum_px: pixels of a class group that a column of the mask needs. mask_minimum_confidence: probability, 0 to
+    1, from which a pixel of the mask counts.
     """
 
     max_range_m: float = 20.0
@@ -97,7 +97,7 @@ class GroundSettings:
     max_points: int = 2000
     point_height_m: float = 0.5
     mask_minimum_px: int = 4
-    mask_min_confidence: float = 0.8
+    mask_minimum_confidence: float = 0.8
 
     def __post_init__(self) -> None:
         for name in ("max_range_m", "spacing_m", "max_points", "mask_minimum_px"):
@@ -106,8 +106,8 @@ class GroundSettings:
         for name in ("horizon_margin_rad", "pixel_sigma_px", "box_sigma", "pitch_sigma_rad", "depth_sigma"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        if not 0 <= self.mask_min_confidence <= 1:
-            raise ValueError(f"mask_min_confidence must be in 0..1, got {self.mask_min_confidence}")
+        if not 0 <= self.mask_minimum_confidence <= 1:
+            raise ValueError(f"mask_minimum_confidence must be in 0..1, got {self.mask_minimum_confidence}")
 
 
 @dataclass(frozen=True)
@@ -571,7 +571,7 @@ class ObstacleFinder:
                 boxes = detections.boxes[np.isin(detections.labels, detected)]
                 parts.append(model.of_boxes(boxes) if depth_m is None else model.of_boxes_by_depth(boxes, depth_m))
             if segmentation is not None and segmented:
-                members = _members(segmentation, segmented, model.settings.mask_min_confidence)
+                members = _members(segmentation, segmented, model.settings.mask_minimum_confidence)
                 parts.append(
                     model.of_pixels(members) if depth_m is None else model.of_pixels_by_depth(members, depth_m)
                 )

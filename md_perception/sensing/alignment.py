@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from md_perception.results import Float32Array, Int64Array, UInt8Image
+from md_perception.results import Float32Array, Int64Array, Size, UInt8Image
 from md_perception.sensing.edges import (
     Complex64Array,
     Float64Array,
@@ -24,9 +24,6 @@ from md_perception.sensing.edges import (
     resized_matrix,
 )
 from md_perception.sensing.registration import sampling_matrix
-
-Size = tuple[int, int]
-"""(width, height) px."""
 
 _COARSE_WIDTH = 80
 _COARSE_FRAMES = 8

@@ -7,20 +7,18 @@ cost O(1). Pictures are looked at rarely (`INSPECTION_PERIOD_S`) and by their sa
 import math
 from collections import deque
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Literal
 
 import numpy as np
 
-from md_perception.results import Camera, Mode
+from md_perception.results import Camera, Mode, Size
 from md_perception.sensing.images import ImageError, Message, is_compressed, to_brightness, to_thermal_values
 
 WithoutThermal = Literal["stop", "last_thermal"]
 """What happens without thermal and without a visible-only student: nothing is published but status, or the fused
 student goes on with the last good thermal image for a while."""
-
-Size = tuple[int, int]
 
 Registers = Callable[[Size | None, Size | None], bool]
 """Tells whether RGB and thermal images of these sizes, (width, height) px, can be registered; None: not known yet."""
@@ -155,7 +153,8 @@ class Content:
     """A look at a picture.
 
     samples: of some of its rows, to compare with others. dark, saturated: nothing is seen. unreadable: why no student
-    can be given it, "" where one can; then there are no samples. size: (width, height) px; None: not known.
+    can be given it, "" where one can; then there are no samples. size: (width, height) px of a compressed one, whose
+    message does not say it.
     """
 
     samples: np.ndarray
@@ -172,24 +171,19 @@ class Content:
 
 def content_of(message: Message, camera: Camera) -> Content:
     """Look at the picture of an image message; raw images are not decoded. Raises ImageError."""
-    rows, size = _sampled_rows(message, camera)
+    values = _values(message, camera)
+    rows = np.array(values[:: max(1, values.shape[0] // _LEAST_ROWS)], order="C")
+    size = (values.shape[1], values.shape[0]) if is_compressed(message) else None
     video_range = not is_compressed(message) and message.encoding in _VIDEO_RANGE
     low, high = _ends(rows, camera, video_range)
     return Content(rows, dark=low >= _BLANK_SHARE, saturated=high >= _BLANK_SHARE > low, size=size)
 
 
-def _sampled_rows(message: Message, camera: Camera) -> tuple[np.ndarray, Size]:
-    """Return some rows, a copy: uint8 for 8-bit, colour and exotic images, uint16 or float32 for such thermal ones; and
-    (width, height) px of the picture.
-    """
+def _values(message: Message, camera: Camera) -> np.ndarray:
+    """Return the rows: uint8 for 8-bit, colour and exotic images, uint16 or float32 for such thermal ones."""
     if camera == "thermal":
-        values = to_thermal_values(message)
-    elif is_compressed(message):
-        values = to_brightness(message)
-    else:
-        values = _brightness_bytes(message)
-    size = (values.shape[1], values.shape[0]) if is_compressed(message) else (int(message.width), int(message.height))
-    return np.array(values[:: max(1, values.shape[0] // _LEAST_ROWS)], order="C"), size
+        return to_thermal_values(message)
+    return to_brightness(message) if is_compressed(message) else _brightness_bytes(message)
 
 
 def _brightness_bytes(message: Message) -> np.ndarray:
@@ -221,8 +215,7 @@ class CameraReport:
 
     rate_hz: of the last seconds. silent_s: since an image arrived, infinite before the first. arrived_share: of the
     camera's images that arrive, 0..1, judged by their stamps. newest_stamp_ns: None before the first image. size: see
-    CameraHealth.size.
-    faults: each with what was seen.
+    CameraHealth.size. faults: each with what was seen.
     """
 
     received: int = 0
@@ -252,7 +245,6 @@ class CameraHealth:
         self._best_hz = 0.0
         self._events: dict[Fault, tuple[int, str]] = {}  # when, and what
         self._content: Content | None = None
-        self._decoded_size: Size | None = None
         self._still_since_ns = 0  # arrival of the picture that all since are equal to
         self._still_ns = 0
         self._still = 0
@@ -297,7 +289,6 @@ class CameraHealth:
         self._why_unreadable = content.unreadable
         if content.unreadable:
             return False  # of a picture that was damaged on its way, the others know nothing
-        self._decoded_size = content.size
         blank = content.dark or content.saturated
         # A black or a white picture has no noise that could tell a live sensor from a dead one.
         if blank or self._content is None or _differ(self._content.samples, content.samples):
@@ -306,7 +297,7 @@ class CameraHealth:
         else:
             still = True
             # Compared with the first of them: what drifts slowly is alive.
-            content = Content(self._content.samples, content.dark, content.saturated)
+            content = replace(content, samples=self._content.samples)
         self._content = content
         self._still_ns = arrival_ns
         self._still += 1
@@ -391,7 +382,8 @@ class CameraHealth:
     @property
     def size(self) -> Size | None:
         """(width, height) px of the newest image; of compressed ones, of the last that was looked at; None: unknown."""
-        return (None if self._form is None else self._form.size) or self._decoded_size
+        said = self._form.size if self._form is not None else None
+        return said or (self._content.size if self._content is not None else None)
 
     @property
     def newest_stamp_ns(self) -> int | None:
@@ -453,7 +445,7 @@ class ModeSelector:
         settings: HealthSettings = HealthSettings(),
         registers: Registers = lambda rgb_size, thermal_size: True,
     ) -> None:
-        """available: the modes that have a student. registers: asked at every decision."""
+        """available: the modes that have a student. registers: asked before FUSED is chosen."""
         self.rgb = CameraHealth("rgb", settings)
         self.thermal = CameraHealth("thermal", settings)
         self._settings = settings
@@ -514,9 +506,9 @@ class ModeSelector:
 
     def _choose(self, now_ns: int) -> Mode:
         rgb, thermal, available = self.rgb, self.thermal, self._available
+        fuses = Mode.FUSED in available and rgb.alive(now_ns) and thermal.sees(now_ns) and self._fused_holds(now_ns)
         # Without another student there is nothing to give way to: each image is rejected, with the reason.
-        fuses = Mode.FUSED in available and (len(available) == 1 or self._registers(rgb.size, thermal.size))
-        if fuses and rgb.alive(now_ns) and thermal.sees(now_ns) and self._fused_holds(now_ns):
+        if fuses and (len(available) == 1 or self._registers(rgb.size, thermal.size)):
             return Mode.FUSED
         if self._begins(now_ns):
             return Mode.STALE

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from md_perception.results import Camera, Float32Array
+from md_perception.results import Camera, Float32Array, Size
 
 Source = Literal["homography", "camera_info_raw", "camera_info_rect"]
 """Where the registration comes from: a matrix (or, without one, equal fields of view); or the CameraInfo messages of
@@ -28,9 +28,7 @@ _CAMERAS: tuple[Camera, ...] = ("rgb", "thermal")
 _Float64Array = npt.NDArray[np.float64]
 
 
-def sampling_matrix(
-    rgb_size: tuple[int, int], thermal_size: tuple[int, int], homography: npt.ArrayLike | None = None
-) -> Float32Array:
+def sampling_matrix(rgb_size: Size, thermal_size: Size, homography: npt.ArrayLike | None = None) -> Float32Array:
     """Return the homography from RGB pixel coordinates to thermal pixel coordinates, the graph's `rgb_to_thermal`.
 
     rgb_size, thermal_size: (width, height) px of the images as they arrive.
@@ -81,7 +79,7 @@ class CameraGeometry:
     images, 3 x 4, whose last column carries the baseline. All in row order.
     """
 
-    size: tuple[int, int]
+    size: Size
     model: str
     k: tuple[float, ...]
     d: tuple[float, ...]
@@ -118,8 +116,13 @@ class CameraGeometry:
         if p[0] <= 0 or p[5] <= 0:
             p = (*k[:3], 0.0, *k[3:6], 0.0, *k[6:], 0.0)
         size, to_sent = sent_pixels(info)
-        k = tuple((to_sent @ np.reshape(k, (3, 3))).reshape(-1).tolist())
-        p = tuple((to_sent @ np.reshape(p, (3, 4))).reshape(-1).tolist())
+        sent_k, sent_p = to_sent @ np.reshape(k, (3, 3)), to_sent @ np.reshape(p, (3, 4))
+        if not (np.linalg.det(sent_k) and np.linalg.det(sent_p[:, :3])):
+            raise NoCalibration(
+                f"{topic} has a K or a P that maps the view onto a line ({list(k)}, {list(p)}): calibrate the camera "
+                "again"
+            )
+        k, p = (tuple(matrix.reshape(-1).tolist()) for matrix in (sent_k, sent_p))
         return cls(size, info.distortion_model if any(d) else "", k, d if any(d) else (), r, p)
 
     @property
@@ -172,7 +175,7 @@ class CameraGeometry:
         return np.asarray(project(points, *arguments)[0], np.float64).reshape(-1, 2)
 
 
-def sent_pixels(info: Any) -> tuple[tuple[int, int], _Float64Array]:
+def sent_pixels(info: Any) -> tuple[Size, _Float64Array]:
     """Return (width, height) px of the images that belong to a sensor_msgs/CameraInfo, after region of interest and
     binning, and float64 (3, 3): pixels of the whole sensor, in which K and P are, to theirs.
     """
@@ -300,9 +303,8 @@ class Registration:
         self._lock = threading.Lock()
         self._cameras: dict[Camera, CameraGeometry] = {}
         self._faults: dict[Camera, str] = {}
-        self._rectified: Rectification | None = None
-        self._unrectified = ""  # why these CameraInfo messages give none
-        self._matrices: dict[tuple[tuple[int, int], tuple[int, int]], Float32Array] = {}
+        self._rectified: Rectification | str | None = None  # str: why these CameraInfo messages give none
+        self._matrices: dict[tuple[Size, Size], Float32Array] = {}
 
     @property
     def uses_camera_info(self) -> bool:
@@ -322,10 +324,10 @@ class Registration:
             self._faults.pop(camera, None)
             if self._cameras.get(camera) != found:
                 self._cameras[camera] = found
-                self._rectified, self._unrectified = None, ""
+                self._rectified = None
                 self._matrices = {}
 
-    def matrix(self, rgb_size: tuple[int, int], thermal_size: tuple[int, int]) -> Float32Array:
+    def matrix(self, rgb_size: Size, thermal_size: Size) -> Float32Array:
         """Return float32 (3, 3), the graph's `rgb_to_thermal`, for images of these sizes, (width, height) px.
 
         Raises RegistrationError, or sampling_matrix's ValueError.
@@ -333,10 +335,10 @@ class Registration:
         with self._lock:
             sizes = (rgb_size, thermal_size)
             if sizes not in self._matrices:
-                self._matrices = {sizes: sampling_matrix(rgb_size, thermal_size, self._homography(*sizes))}
+                self._matrices = {sizes: sampling_matrix(rgb_size, thermal_size, self._homography(sizes))}
             return self._matrices[sizes]
 
-    def problem(self, rgb_size: tuple[int, int] | None, thermal_size: tuple[int, int] | None) -> str:
+    def problem(self, rgb_size: Size | None, thermal_size: Size | None) -> str:
         """Return why `matrix` has none for images of these sizes, with the cure; "" where it has.
 
         None, or 0 as in a damaged header: a size that is not known, for which nothing is said.
@@ -346,24 +348,26 @@ class Registration:
                 self.matrix(rgb_size, thermal_size)
             else:
                 with self._lock:
-                    self._homography(None, None)
+                    self._homography(None)
         except ValueError as error:
             return str(error)
         return ""
 
-    def registers(self, rgb_size: tuple[int, int] | None, thermal_size: tuple[int, int] | None) -> bool:
+    def registers(self, rgb_size: Size | None, thermal_size: Size | None) -> bool:
         """Return whether images of these sizes, (width, height) px, can be registered; None: not known yet."""
         return not self.problem(rgb_size, thermal_size)
 
     def warnings(self) -> list[str]:
         """Return what a user should know of the registration in use, with the cure."""
         with self._lock:
-            texts = [*self._faults.values(), *filter(None, [self._unrectified])]
+            texts = list(self._faults.values())
             missing = [camera for camera in _CAMERAS if camera not in self._cameras and camera not in self._faults]
             if self.uses_camera_info and missing:
                 texts.append(self._waits_for(missing))
             found = self._rectified
-            if found is None:
+            if isinstance(found, str):
+                texts.append(found)
+            if not isinstance(found, Rectification):
                 return texts
             if not found.aligned:
                 texts.append(
@@ -385,23 +389,18 @@ class Registration:
             "publish it or remap the topic, or set registration.source to 'homography'"
         )
 
-    def _homography(
-        self, rgb_size: tuple[int, int] | None, thermal_size: tuple[int, int] | None
-    ) -> npt.ArrayLike | None:
-        """Return the homography, None where the fields of view are equal. A size that is None is not checked."""
+    def _homography(self, sizes: tuple[Size, Size] | None) -> npt.ArrayLike | None:
+        """Return the homography, None where the fields of view are equal. sizes: of both images; None: not checked."""
         settings = self.settings
         if not self.uses_camera_info:
-            if settings.homography is None or settings.sizes is None or rgb_size is None or thermal_size is None:
-                return settings.homography
-            found = (*rgb_size, *thermal_size)
-            if settings.sizes != found:
+            found = sizes and (*sizes[0], *sizes[1])
+            if settings.homography is not None and settings.sizes and found and settings.sizes != found:
                 raise RegistrationError(
                     "registration.homography was made for RGB {}x{} and thermal {}x{}, but the images are {}x{} and "
                     "{}x{}: run md_calibrate again, or set the cameras as they were".format(*settings.sizes, *found)
                 )
             return settings.homography
-        wanted: tuple[tuple[Camera, tuple[int, int] | None], ...] = (("rgb", rgb_size), ("thermal", thermal_size))
-        for camera, size in wanted:
+        for camera, size in zip(_CAMERAS, sizes or (None, None), strict=True):
             if camera in self._faults:
                 raise NoCalibration(self._faults[camera])
             if camera not in self._cameras:
@@ -412,7 +411,7 @@ class Registration:
                     f"{camera}/camera_info describes images of {described[0]}x{described[1]} px, but they are "
                     f"{size[0]}x{size[1]}: remap {camera}/camera_info to the topic that belongs to the images"
                 )
-        if self._rectified is None and not self._unrectified:
+        if self._rectified is None:
             try:
                 self._rectified = rectification(
                     self._cameras["rgb"],
@@ -421,9 +420,7 @@ class Registration:
                     distance_m=settings.distance_m,
                 )
             except NoCalibration as error:
-                self._unrectified = str(error)
-            except np.linalg.LinAlgError as error:
-                self._unrectified = f"the CameraInfo messages give no matrix ({error}): calibrate the cameras again"
-        if self._rectified is None:
-            raise NoCalibration(self._unrectified)
+                self._rectified = str(error)
+        if isinstance(self._rectified, str):
+            raise NoCalibration(self._rectified)
         return self._rectified.homography

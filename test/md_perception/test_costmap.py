@@ -57,7 +57,7 @@ OTHERS = tuple(range(61, 73))
 """Streets that were looked at afterwards."""
 
 
-def demo_student(scene: Scene, view: RgbView) -> StudentOutput:
+def as_published(scene: Scene, view: RgbView) -> StudentOutput:
     """What the node would publish with the demo student and config/nav2.yaml."""
     found = perceive(scene, view)
     assert found.detections is not None
@@ -70,7 +70,7 @@ def demo_student(scene: Scene, view: RgbView) -> StudentOutput:
 def test_with_the_demo_student_people_are_marked_within_two_frames_and_cleared_within_a_second(
     seeds: tuple[int, ...],
 ) -> None:
-    drives = [drive(seed, demo_student, frames=30, size=SIZE) for seed in seeds]
+    drives = [drive(seed, as_published, frames=30, size=SIZE) for seed in seeds]
     marked, left_s = report(drives)
     assert len(marked) >= 15
     assert all(after is not None and after <= GRANTED for after in marked)
@@ -82,11 +82,11 @@ def test_with_the_demo_student_people_are_marked_within_two_frames_and_cleared_w
 def test_boxes_and_masks_of_everything_mark_more_places_where_nothing_is() -> None:
     """Why config/nav2.yaml takes the mask for undetected classes only."""
     both = replace(NAV2_OBSTACLES, evidence="both")
-    of_any_confidence = replace(both, ground=replace(both.ground, mask_min_confidence=0.0))
+    of_any_confidence = replace(both, ground=replace(both.ground, mask_minimum_confidence=0.0))
     ghosts = []
     for name, wanted in (("as it is", NAV2_OBSTACLES), ("both", both), ("any confidence", of_any_confidence)):
         print(f"{name}: ", end="")
-        found = drive(16, demo_student, 30, SIZE, wanted)  # a street in smoke
+        found = drive(16, as_published, 30, SIZE, wanted)  # a street in smoke
         marked, _ = report([found])
         assert set(marked) == {0}
         ghosts.append(found.ghosts)

@@ -70,11 +70,15 @@ def test_it_is_warmed_up_for_its_own_size_not_for_that_of_its_training(tmp_path:
     assert Pipeline({Mode.FUSED: student}).warm_up() > 0
 
 
-def test_sizes_of_dynamic_students_are_those_asked_for_or_of_training(tmp_path: Path) -> None:
+def test_sizes_of_dynamic_students_are_those_of_training_and_a_session_is_made_for_those_asked_for(
+    tmp_path: Path,
+) -> None:
     path = write_tiny_student(tmp_path / "tiny.onnx")
-    assert Student.load(path, CPU).sizes == ((64, 48), (160, 120))
     settings = SessionSettings(("cpu",), rgb_size=(32, 24), thermal_size=(8, 6))
-    assert Student.load(path, settings).sizes == ((32, 24), (8, 6))
+    for asked, first in ((CPU, ((64, 48), (160, 120))), (settings, ((32, 24), (8, 6)))):
+        student = Student.load(path, asked)
+        assert student.sizes == ((64, 48), (160, 120))
+        assert list(student._services) == [first]
     thermal_only = write_tiny_student(tmp_path / "thermal.onnx", rgb=False)
     assert Student.load(thermal_only, CPU).sizes == (None, (160, 120))
 

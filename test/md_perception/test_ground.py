@@ -231,15 +231,15 @@ def test_pixels_of_the_groups_classes_count_where_the_student_is_sure() -> None:
     people = ObstacleFinder([ClassGroup.parse("people=person")], DETECTION.classes, SEGMENTATION.classes)
 
     def sideways(limit: float) -> tuple[float, float]:
-        found = people.find(model(settings=replace(ON_GROUND, mask_min_confidence=limit)), None, sure)["people"]
+        found = people.find(model(settings=replace(ON_GROUND, mask_minimum_confidence=limit)), None, sure)["people"]
         np.testing.assert_allclose(found.xyz[:, 0], 10, atol=1e-4)
         return float(found.xyz[:, 1].min()), float(found.xyz[:, 1].max())
 
     columns = {0.0: (300, 399), 0.796: (300, 399), 0.8: (300, 349), 1.0: (300, 349)}
     for limit, (left, right) in columns.items():
         assert sideways(limit) == pytest.approx(((319.5 - right) / 60, (319.5 - left) / 60), abs=0.1)  # by thinning
-    with pytest.raises(ValueError, match=r"mask_min_confidence must be in 0\.\.1, got 80"):
-        GroundSettings(mask_min_confidence=80)
+    with pytest.raises(ValueError, match=r"mask_minimum_confidence must be in 0\.\.1, got 80"):
+        GroundSettings(mask_minimum_confidence=80)
 
 
 def test_groups_are_read_and_found_in_the_students_classes() -> None:

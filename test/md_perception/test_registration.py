@@ -204,6 +204,8 @@ def test_binning_and_region_of_interest_are_in_the_pixels_that_are_sent() -> Non
     [
         ({"k": np.zeros(9)}, r"uncalibrated \(K begins with 0\): calibrate the camera \(camera_calibration\)$"),
         ({"k": np.full(9, np.nan)}, "not finite"),
+        ({"k": np.diag([600.0, 600, 0]).ravel()}, r"a K or a P that maps the view onto a line .*: calibrate the cam"),
+        ({"p": np.array([600.0, 0, 320, 0, 0, 600, 256, 0, 0, 0, 0, 0])}, "a K or a P that maps the view onto a line"),
         ({"distortion_model": "thin_prism_fisheye"}, "distortion model 'thin_prism_fisheye'"),
         ({"d": [0.1, 0.2]}, "2 coefficients of plumb_bob: 4 or 5 are needed"),
         ({"r": np.full(9, 0.5)}, "R that is no rotation"),

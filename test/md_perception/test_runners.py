@@ -33,12 +33,6 @@ def opened(path: Path) -> tuple[onnxruntime.InferenceSession, StudentFile]:
     return providers.make_session(path, file.data, CPU), file
 
 
-@pytest.fixture
-def bound_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The CPU as a provider whose buffers are bound, as those of a GPU are."""
-    monkeypatch.setitem(session.DEVICES, "CPUExecutionProvider", "cpu")
-
-
 @pytest.mark.parametrize("fixed", [True, False])
 def test_bound_results_are_those_of_a_plain_run_and_stay_what_they_are(fixed: bool, tmp_path: Path) -> None:
     opens = opened(write_fixed_student(tmp_path / "f.onnx") if fixed else write_tiny_student(tmp_path / "t.onnx"))
@@ -104,7 +98,7 @@ def test_on_a_cpu_neither_images_nor_masks_are_copied(tmp_path: Path) -> None:
         seen.update(results)
         return results
 
-    object.__setattr__(student._service, "runner", watched)
+    student._service.runner = watched
     given = feeds(4)
     output = student.run(given["rgb"][0], given["thermal"][0], given["rgb_to_thermal"][0])
     assert np.shares_memory(seen["rgb"], given["rgb"])
