@@ -7,13 +7,11 @@ The node of `front` is /front/md_perception, and so on: a parameter file may hav
 With `autostart` each node brings itself to the active state: launch's lifecycle events are for one node in a process.
 """
 
-from pathlib import Path
-
 from launch.actions import DeclareLaunchArgument, OpaqueFunction
 from launch_ros.actions import Node
 
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
-from md_perception.ros.environment import config_file, node_environment
+from md_perception.ros.environment import STUDENTS, check_parameter_file, config_file, node_environment, overrides
 
 ARGUMENTS = (
     DeclareLaunchArgument("cameras", description="namespaces of the cameras, with commas: front,rear"),
@@ -54,10 +52,7 @@ ARGUMENTS = (
 def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     """Return the process, for the arguments at hand."""
     value = context.launch_configurations
-    if not Path(value["params_file"]).is_file():  # launch_ros goes on without a file that is not there
-        raise RuntimeError(
-            f"params_file:={value['params_file']}: there is no such file; give the path of a parameter file"
-        )
+    check_parameter_file(value, "params_file")
     cameras = [name.strip(" /") for name in value["cameras"].split(",")]
     if not all(cameras) or len(set(cameras)) < len(cameras):
         raise RuntimeError(
@@ -65,17 +60,6 @@ def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         )
     above = value["namespace"].strip("/")
     spaces = {camera: "/" + "/".join(filter(None, [above, camera])) for camera in cameras}
-    overrides: dict[str, str | bool] = {
-        parameter: value[argument]
-        for argument, parameter in (
-            ("student", "student.file"),
-            ("visible_student", "student.visible_file"),
-            ("thermal_student", "student.thermal_file"),
-        )
-        if value[argument]
-    } | {"autostart": value["autostart"] == "true"}
-    if value["use_sim_time"]:
-        overrides["use_sim_time"] = value["use_sim_time"] == "true"
     remappings = []
     for camera, space in spaces.items():
         for kind in ("rgb", "thermal"):
@@ -90,7 +74,10 @@ def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
             executable="md_cameras",
             arguments=list(spaces.values()),
             output="screen",
-            parameters=[value["params_file"], overrides],
+            parameters=[
+                value["params_file"],
+                overrides(value, STUDENTS) | {"autostart": value["autostart"] == "true"},
+            ],
             remappings=remappings,
             ros_arguments=["--log-level", value["log_level"]],
             additional_env=node_environment(context.environment),

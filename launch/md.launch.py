@@ -5,8 +5,6 @@
 An argument left empty leaves the matter to the parameter file.
 """
 
-from pathlib import Path
-
 from launch.actions import DeclareLaunchArgument, EmitEvent, LogInfo, OpaqueFunction, RegisterEventHandler
 from launch.event_handlers import OnProcessStart
 from launch.events import matches_action
@@ -17,7 +15,7 @@ from lifecycle_msgs.msg import Transition
 
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 from md_perception.outputs.navigation import check_mask_topic
-from md_perception.ros.environment import config_file, node_environment
+from md_perception.ros.environment import STUDENTS, check_parameter_file, config_file, node_environment, overrides
 
 ARGUMENTS = (
     DeclareLaunchArgument("rgb_topic", default_value="rgb/image_raw", description="RGB images; without /compressed"),
@@ -88,34 +86,23 @@ ARGUMENTS = (
 def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     """Return the node and its lifecycle events, for the arguments at hand."""
     value = context.launch_configurations
-    for argument in ("params_file", "calibration"):  # launch_ros goes on without a file that is not there
-        if value[argument] and not Path(value[argument]).is_file():
-            raise RuntimeError(
-                f"{argument}:={value[argument]}: there is no such file; give the path of a parameter file"
-            )
+    check_parameter_file(value, "params_file")
+    if value["calibration"]:
+        check_parameter_file(value, "calibration")
     # The node looks too; but a topic of Autoware's with an encoding that is not said here is a slip waiting to happen.
     check_mask_topic(value["mask_encoding"] or "raw", value["mask_topic"])
-    overrides: dict[str, str | bool] = {
-        parameter: value[argument]
-        for argument, parameter in (
-            ("student", "student.file"),
-            ("visible_student", "student.visible_file"),
-            ("thermal_student", "student.thermal_file"),
-            ("rgb_transport", "rgb.transport"),
-            ("thermal_transport", "thermal.transport"),
-            ("mask_encoding", "segmentation.mask_encoding"),
-        )
-        if value[argument]
+    parameters = STUDENTS | {
+        "rgb_transport": "rgb.transport",
+        "thermal_transport": "thermal.transport",
+        "mask_encoding": "segmentation.mask_encoding",
     }
-    if value["use_sim_time"]:
-        overrides["use_sim_time"] = value["use_sim_time"] == "true"
     node = LifecycleNode(
         package="md_perception",
         executable="md_perception",
         name="md_perception",
         namespace=value["namespace"],
         output="screen",
-        parameters=[value["params_file"], *filter(None, [value["calibration"]]), overrides],
+        parameters=[value["params_file"], *filter(None, [value["calibration"]]), overrides(value, parameters)],
         remappings=[
             (f"{camera}/image_raw{suffix}", f"{value[f'{camera}_topic']}{suffix}")
             for camera in ("rgb", "thermal")

@@ -1,4 +1,4 @@
-"""Files that come with the package, and what the environment of a process that carries camera images needs."""
+"""What the launch files share: files of the package, parameters from their arguments, the environment of a node."""
 
 import os
 from collections.abc import Mapping
@@ -16,6 +16,31 @@ def config_file(name: str) -> Path:
     from ament_index_python.packages import get_package_share_directory
 
     return Path(get_package_share_directory("md_perception")) / "config" / name
+
+
+STUDENTS = {
+    "student": "student.file",
+    "visible_student": "student.visible_file",
+    "thermal_student": "student.thermal_file",
+}
+"""Launch argument of each student file, and its parameter."""
+
+
+def overrides(arguments: Mapping[str, str], parameters: Mapping[str, str]) -> dict[str, str | bool]:
+    """Return the parameters that launch arguments set, `use_sim_time` among them; empty ones leave that to the file.
+
+    parameters: by argument.
+    """
+    given: dict[str, str | bool] = {parameters[name]: arguments[name] for name in parameters if arguments[name]}
+    if arguments["use_sim_time"]:
+        given["use_sim_time"] = arguments["use_sim_time"] == "true"
+    return given
+
+
+def check_parameter_file(arguments: Mapping[str, str], name: str) -> None:
+    """Raise RuntimeError where the file that an argument names is not there: launch_ros would go on without it."""
+    if not Path(arguments[name]).is_file():
+        raise RuntimeError(f"{name}:={arguments[name]}: there is no such file; give the path of a parameter file")
 
 
 def node_environment(environment: Mapping[str, str]) -> dict[str, str]:

@@ -1,7 +1,11 @@
 """A launch file as a process of its own: what `ros2 launch FILE NAME:=VALUE...` does, without ros2cli."""
 
+import contextlib
+import os
+import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 _LAUNCH = """
@@ -19,12 +23,28 @@ sys.exit(service.run())
 """
 
 
-def start_launch(file: Path, **arguments: object) -> subprocess.Popen[str]:
-    """Launch the file with arguments, in a process group of its own; its output is one stream."""
-    return subprocess.Popen(
-        [sys.executable, "-c", _LAUNCH, str(file), *(f"{name}:={value}" for name, value in arguments.items())],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+@contextlib.contextmanager
+def launches(file: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Return a function that launches the file with arguments, each time in a process group of its own, which is killed
+    at the end; its output is one stream.
+    """
+    processes: list[subprocess.Popen[str]] = []
+
+    def start(**arguments: object) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-c", _LAUNCH, str(file), *(f"{name}:={value}" for name, value in arguments.items())],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        processes.append(process)
+        return process
+
+    try:
+        yield start
+    finally:
+        for process in processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()

@@ -1,8 +1,5 @@
 """launch/md.launch.py on the real launch and launch_ros: it starts, configures and activates the node, and ends it."""
 
-import contextlib
-import importlib.util
-import os
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -10,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from launch_process import start_launch
+from launch_process import launches
 from lifecycle_msgs.msg import State
 from rcl_interfaces.srv import GetParameters
 from vehicle import TIMEOUT_S, poll
@@ -27,25 +24,8 @@ FILE = Path(__file__).parents[2] / "launch" / "md.launch.py"
 @pytest.fixture
 def launch() -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Return a function that launches the file with arguments, as a process in a group of its own."""
-    processes: list[subprocess.Popen[str]] = []
-
-    def start(**arguments: object) -> subprocess.Popen[str]:
-        process = start_launch(FILE, **arguments)
-        processes.append(process)
-        return process
-
-    yield start
-    for process in processes:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-
-
-def load_launch_file():
-    spec = importlib.util.spec_from_file_location("md_launch", FILE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    with launches(FILE) as start:
+        yield start
 
 
 def calibrated(homography: np.ndarray, sizes: tuple[int, int, int, int], delay_s: float) -> Result:
@@ -122,25 +102,3 @@ def test_a_parameter_file_that_is_not_there_is_refused(launch, argument):
     output, _ = launch(**{argument: "/nowhere.yaml"}).communicate(timeout=TIMEOUT_S)
     assert f"{argument}:=/nowhere.yaml: there is no such file; give the path of a parameter file" in output
     assert "process started" not in output
-
-
-@pytest.mark.parametrize(
-    ("environment", "profile"),
-    [
-        ({}, True),
-        ({"RMW_IMPLEMENTATION": "rmw_fastrtps_cpp"}, True),
-        ({"RMW_IMPLEMENTATION": "rmw_cyclonedds_cpp"}, False),
-        ({"FASTRTPS_DEFAULT_PROFILES_FILE": "/mine.xml"}, False),
-        ({"FASTDDS_DEFAULT_PROFILES_FILE": "/mine.xml"}, False),
-        ({"FASTDDS_BUILTIN_TRANSPORTS": "LARGE_DATA"}, False),
-    ],
-)
-def test_the_transport_is_set_unless_the_user_has_chosen_one(environment, profile):
-    added = load_launch_file().node_environment(environment)
-    assert ("FASTRTPS_DEFAULT_PROFILES_FILE" in added) == profile
-    if profile:
-        assert Path(added["FASTRTPS_DEFAULT_PROFILES_FILE"]).name == "fastdds.xml"
-        assert Path(added["FASTRTPS_DEFAULT_PROFILES_FILE"]).exists()
-    assert not environment.keys() & added.keys()
-    assert added["MALLOC_MMAP_THRESHOLD_"] == "1073741824"
-    assert "MALLOC_TOP_PAD_" not in load_launch_file().node_environment({"MALLOC_TOP_PAD_": "1"})

@@ -1,14 +1,12 @@
 """launch/cameras.launch.py on the real launch and launch_ros: several nodes in one process, each active by itself."""
 
-import contextlib
-import os
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from launch_process import start_launch
+from launch_process import launches
 from lifecycle_msgs.msg import State
 from rcl_interfaces.srv import GetParameters
 from vehicle import TIMEOUT_S, Vehicle, poll
@@ -21,17 +19,8 @@ FILE = Path(__file__).parents[2] / "launch" / "cameras.launch.py"
 @pytest.fixture
 def launch() -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Return a function that launches the file with arguments, as a process in a group of its own."""
-    processes: list[subprocess.Popen[str]] = []
-
-    def start(**arguments: object) -> subprocess.Popen[str]:
-        processes.append(start_launch(FILE, **arguments))
-        return processes[-1]
-
-    yield start
-    for process in processes:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+    with launches(FILE) as start:
+        yield start
 
 
 def test_it_starts_and_activates_the_nodes_of_all_cameras_in_one_process_and_ends_them(

@@ -1,16 +1,13 @@
 """launch/replay.launch.py on the real launch and launch_ros: a bag goes through the node, its results into a bag."""
 
-import contextlib
 import importlib.util
-import os
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from launch_process import start_launch
+from launch_process import launches
 from small_drives import RGB, START, write_drive
 from vehicle import TIMEOUT_S
 
@@ -25,18 +22,14 @@ FILE = Path(__file__).parents[2] / "launch" / "replay.launch.py"
 @pytest.fixture
 def launch() -> Iterator[Callable[..., tuple[int, str]]]:
     """Return a function that launches the file with arguments, to its end: exit status and output."""
-    processes: list[subprocess.Popen[str]] = []
+    with launches(FILE) as start:
 
-    def run(**arguments: object) -> tuple[int, str]:
-        process = start_launch(FILE, **arguments)
-        processes.append(process)
-        output, _ = process.communicate(timeout=TIMEOUT_S)
-        return process.returncode, output
+        def run(**arguments: object) -> tuple[int, str]:
+            process = start(**arguments)
+            output, _ = process.communicate(timeout=TIMEOUT_S)
+            return process.returncode, output
 
-    yield run
-    for process in processes:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        yield run
 
 
 def load():
@@ -82,10 +75,10 @@ def test_a_bag_is_played_to_the_active_node_and_its_results_are_recorded_on_the_
 
 def test_ctrl_c_ends_the_replay_with_the_recorded_bag_in_place(students, tmp_path: Path) -> None:
     bag = write_drive(tmp_path / "drive", 20, rate_hz=10.0)
-    process = start_launch(
-        FILE, bag=bag, student=students["fused"], record=tmp_path / "out", tools="md_bag", loop="true", delay=0.0
-    )
-    try:
+    with launches(FILE) as start:
+        process = start(
+            bag=bag, student=students["fused"], record=tmp_path / "out", tools="md_bag", loop="true", delay=0.0
+        )
         assert process.stdout is not None
         said = ""
         while "[player" not in said:
@@ -95,9 +88,6 @@ def test_ctrl_c_ends_the_replay_with_the_recorded_bag_in_place(students, tmp_pat
         time.sleep(4.0)
         process.send_signal(signal.SIGINT)
         output, _ = process.communicate(timeout=TIMEOUT_S)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 0, output
     assert "not played to its end" not in output
     with Bag(tmp_path / "out") as results:
