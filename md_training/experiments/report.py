@@ -104,6 +104,8 @@ COMPARISONS: dict[TableName, tuple[tuple[str, str], ...]] = {
         ("16x, MD", "16x"),
         ("16x, MD, long teacher", "16x"),
         ("16x, MD, long teacher", "16x, MD"),
+        ("16x, MD, lighter", "16x"),
+        ("16x, MD, lighter", "16x, MD"),
         ("visible-only, MD", "visible-only"),
         ("visible-only, MD, long teacher", "visible-only"),
         ("visible-only, MD, long teacher", "visible-only, MD"),

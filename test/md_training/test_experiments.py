@@ -33,9 +33,10 @@ from md_training.experiments.cells import (
 )
 from md_training.experiments.command import _sigterm_for_all, experiments
 from md_training.experiments.report import COMPARISONS, METRICS, Study
-from md_training.experiments.tables import TABLES, Cell, cells
+from md_training.experiments.tables import TABLES, Cell, cells, lighter
 from md_training.miss_rate import read_results
-from md_training.models.networks import make_network
+from md_training.models.networks import make_network, multiply_accumulates
+from md_training.presets import PRESETS
 
 DETECTION = ("detection",)
 MISS_RATE, AP50, ACCURACY, _ = METRICS
@@ -222,6 +223,18 @@ def test_one_long_teacher_teaches_the_students_of_every_seed() -> None:
     assert long.network == usual.network
     # The students differ in nothing but whom they learn from.
     assert replace(student.run(runs), name="", teachers=()) == replace(short.run(runs), name="", teachers=())
+
+
+def test_a_lighter_student_costs_what_its_docstring_says() -> None:
+    for task, share, before in (("detection", 0.57, 0.69), ("segmentation", 0.55, 0.60)):
+        teacher, student = (PRESETS[f"scenes-{role}-{task}"][1].network for role in ("teacher", "student-x16"))
+        macs = [multiply_accumulates(make_network(each)) for each in (lighter(student), student, teacher)]
+        assert round(macs[0] / macs[2], 2) == share
+        assert round(macs[1] / macs[2], 2) == before
+    by_name = {cell.name: cell for _, cell in cells("variants", "scenes", DETECTION, (1,), "small")}
+    cell = by_name["detection-student-x16-lighter-s1"]
+    assert cell.teachers == by_name["detection-student-x16-s1"].teachers
+    assert cell.run(Path("runs")).network.detection.channels == 96
 
 
 def test_a_start_that_was_not_trained_is_named(tmp_path: Path) -> None:
