@@ -190,9 +190,11 @@ def registration_status(source: str, warnings: Sequence[str], seen: Misalignment
     return _status("registration", problems, summary, values)
 
 
-def obstacles_status(report: ObstacleReport) -> DiagnosticStatus:
-    """Return the status of the obstacles in metres, where some are wanted."""
+def obstacles_status(report: ObstacleReport, mode: Mode) -> DiagnosticStatus:
+    """Return the status of the obstacles in metres, where some are wanted. mode: STALE, of an old report."""
     values = {"source": report.source, "published": report.published}
+    if mode is Mode.STALE:
+        return _status("obstacles", [], "not published: there are no results, see mode", values)
     summary = "published" if report.listened_to else "not published: no result yet, or nobody subscribes"
     return _status("obstacles", list(report.problems), summary, values)
 

@@ -450,7 +450,7 @@ class PerceptionNode(LifecycleNode):
             )
         obstacles = None if self._outputs is None else self._outputs.obstacles
         if obstacles is not None:
-            statuses.append(diagnostics.obstacles_status(obstacles))
+            statuses.append(diagnostics.obstacles_status(obstacles, mode))
         if self.get_parameter("use_sim_time").value:
             publishers = self.count_publishers("/clock")
             statuses.append(diagnostics.clock_status(publishers, clock_stands_s))

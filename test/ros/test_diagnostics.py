@@ -178,14 +178,17 @@ def test_a_lesser_mode_is_a_warning_with_the_reason():
 
 def test_obstacles_that_cannot_be_placed_are_a_warning_until_they_are():
     reason = "no obstacles: nothing came on /rgb/camera_info yet: let the driver publish it or remap the topic"
-    missing = diagnostics.obstacles_status(ObstacleReport("tf", True, 7, (reason,)))
+    missing = diagnostics.obstacles_status(ObstacleReport("tf", True, 7, (reason,)), Mode.FUSED)
     assert (missing.level, missing.name, missing.message) == (DiagnosticStatus.WARN, "obstacles", reason)
     assert {v.key: v.value for v in missing.values} == {"source": "tf", "published": "7"}
-    for report, summary in (
-        (ObstacleReport("tf", True, 8), "published"),
-        (ObstacleReport("tf", False, 8), "not published: no result yet, or nobody subscribes"),
+    stale = "not published: there are no results, see mode"
+    for report, mode, summary in (
+        (ObstacleReport("tf", True, 8), Mode.VISIBLE_ONLY, "published"),
+        (ObstacleReport("tf", False, 8), Mode.FUSED, "not published: no result yet, or nobody subscribes"),
+        (ObstacleReport("tf", True, 7, (reason,)), Mode.STALE, stale),
+        (ObstacleReport("tf", True, 8), Mode.STALE, stale),
     ):
-        status = diagnostics.obstacles_status(report)
+        status = diagnostics.obstacles_status(report, mode)
         assert (status.level, status.message) == (DiagnosticStatus.OK, summary)
 
 

@@ -135,7 +135,7 @@ def test_why_there_are_no_obstacles_is_on_diagnostics_until_there_are(start_node
         return poll(found, f"{text!r} on /diagnostics")
 
     vehicle.start()
-    assert told("no result yet, or nobody subscribes").level == DiagnosticStatus.OK
+    assert told("not published: there are no results, see mode").level == DiagnosticStatus.OK
     send(vehicle, 100 * MS)
     assert told("no obstacles: nothing came on /rgb/camera_info yet: let the driver").level == DiagnosticStatus.WARN
     described(vehicle, node)
