@@ -111,6 +111,8 @@ COMPARISONS: dict[TableName, tuple[tuple[str, str], ...]] = {
         ("visible-only, MD, long teacher", "visible-only, MD"),
         ("visible-only, MD, weak S", "visible-only"),
         ("visible-only, MD, weak S", "visible-only, MD"),
+        ("visible-only, residual blocks, no teacher", "visible-only"),
+        ("visible-only, MD", "visible-only, residual blocks, no teacher"),
     ),
     "joint": (
         ("MD, one for both", "native, one for both"),

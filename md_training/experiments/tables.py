@@ -154,6 +154,7 @@ TABLES: dict[TableName, tuple[Row, ...]] = {
         Row("visible-only, MD", "student-visible"),
         Row("visible-only, MD, long teacher", "student-visible", long=True),
         Row("visible-only, MD, weak S", "student-visible", "s-weak"),
+        Row("visible-only, residual blocks, no teacher", "student-visible", blocks=True),
         Row("teacher", "teacher"),
     ),
 }
