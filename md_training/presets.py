@@ -75,7 +75,8 @@ class Run:
     ResNet-18 state dict."""
     first_weights: str = ""
     """checkpoint.pt of another run, e.g. on synthetic scenes: every weight of it that has a name and shape in common
-    with this network's is taken over, after backbone_weights (fine-tuning)."""
+    with this network's is taken over, after backbone_weights (fine-tuning). A student may start from its teacher: it
+    takes over the heads and, as its backbone, the visible stream."""
     seed: int = 1
     """Of the first weights, the order of the samples and their augmentation."""
     log_every: int = 20

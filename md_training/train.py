@@ -29,7 +29,16 @@ from md_training.loader import Batch, Batches, Waited, of_classes, seed_network,
 from md_training.losses import IGNORED_PIXEL, LossError, check_finite, gradient_norms, task_losses, total
 from md_training.models.backbone import initialise
 from md_training.models.joint import JointBranch
-from md_training.models.networks import Network, make_network, multiply_accumulates, parameter_count, select_inputs
+from md_training.models.networks import (
+    Network,
+    Student,
+    Teacher,
+    make_network,
+    multiply_accumulates,
+    one_stream_weights,
+    parameter_count,
+    select_inputs,
+)
 from md_training.presets import Optimisation, Run
 from md_training.processes import ALONE, Processes, join, with_batch_norm
 from md_training.record import CHECKPOINT, PREVIOUS, Record, only_training
@@ -163,9 +172,14 @@ def _begun(run: Run, folder: Path, resume: bool) -> tuple[Network, Checkpoint, P
 def take_weights(network: Network, path: Path) -> None:
     """Take over every weight of a checkpoint's network that this one has by the same name and in the same shape.
 
+    Of a two-stream network, a one-stream one takes the visible stream as its backbone: see networks.one_stream_weights.
+
     Raises CheckpointError where the file is no checkpoint, ValueError where nothing of it fits.
     """
-    own, given = network.state_dict(), load(path).network.state_dict()
+    other = load(path).network
+    own, given = network.state_dict(), other.state_dict()
+    if isinstance(network, Student) and isinstance(other, Teacher):
+        given = one_stream_weights(other, network.settings.inputs)
     fitting = {name: weight for name, weight in given.items() if name in own and own[name].shape == weight.shape}
     if not any(weight.ndim > 1 for weight in fitting.values()):
         raise ValueError(f"first_weights {path}: none of its weights fits this network; it is of another kind")

@@ -55,8 +55,8 @@ def experiments(
 
     Args:
         table: `fusion` (Tables 1 and 2), `resolution` (3 and 4), `ablation` (7 and 8), `joint`, `start` (what
-            starting from scenes gives on msrs), or `variants` (a teacher that was trained three times as long; a
-            lighter student; a semantic term of less weight).
+            starting from scenes gives on msrs), or `variants` (a teacher that was trained three times as long, and
+            its weights to start from; a lighter student; terms of the distillation without thermal).
         data: What is trained on; msrs, which is small, by 5-fold cross-validation, from the weights on scenes.
         tasks: By default all that the paper has of the data set.
         seeds: Of the runs; a student's teacher has its seed, the long one has seed 1.
@@ -82,12 +82,12 @@ def experiments(
         names = ", ".join(cell.name for cell in every)
         raise ValueError(f"--rows {' '.join(unknown)}: no cell's name contains it; there are {names}")
     wanted = [cell for cell in every if not rows or any(part in cell.name for part in rows)]
-    wanted = [cell for cell in every if cell in wanted or any(cell in other.teachers for other in wanted)]
+    wanted = [cell for cell in every if cell in wanted or any(cell in other.needs for other in wanted)]
     folder = runs / f"{data}-{schedule}"
     known = {cell: finished(cell, folder, results, weights) for cell in wanted}
     missing = [cell for cell in wanted if known[cell] is None]
     # A record is enough to compare; a student needs its teacher's weights too.
-    needed = {teacher for cell in missing for teacher in cell.teachers}
+    needed = {teacher for cell in missing for teacher in cell.needs}
     missing += [cell for cell in wanted if cell in needed and cell not in missing and not trained(cell, folder)]
     log.info("%s\n%s", _plan(wanted, known, missing, folder, weights), "")
     if plan:
@@ -105,7 +105,7 @@ def experiments(
 
 def _check_starts(missing: Sequence[Cell], runs: Path) -> None:
     """Raise ExperimentError where cells start from others that were not trained yet."""
-    starts = dict.fromkeys(cell.start for cell in missing if cell.start is not None)
+    starts = dict.fromkeys(cell.start for cell in missing if cell.start is not None and cell.start not in cell.needs)
     if absent := [start for start in starts if not trained(start, runs / start.study)]:
         names = " ".join(dict.fromkeys(start.name.rpartition("-s")[0] for start in absent))
         seeds = " ".join(map(str, sorted({start.seed for start in absent})))
@@ -171,9 +171,9 @@ def _run_all(
     ):
         while waiting or running:
             going = {cell for cell, _ in running.values()}
-            ready = [c for c in waiting if not any(t in waiting or t in going for t in c.teachers)]
+            ready = [c for c in waiting if not any(t in waiting or t in going for t in c.needs)]
             for cell in ready:
-                if any(teacher in failed for teacher in cell.teachers):
+                if any(teacher in failed for teacher in cell.needs):
                     failed[cell] = "its teacher failed"
                     waiting.remove(cell)
                 elif free:

@@ -50,8 +50,9 @@ class Row:
     label: as printed. role: of presets.ROLES. terms: of TERMS, for a distilled role. blocks: the distilled student's
     network without a teacher: what its residual blocks give by themselves. together: one network for all tasks.
     scratch: from the first weights of the preset even where the data set's cells start from those of the scenes.
-    long: of a distilled role, under a teacher that was trained LONG_TEACHER times as long. lighter: with the `lighter`
-    network. published: by task.
+    long: of a distilled role, under a teacher that was trained LONG_TEACHER times as long. inherits: it starts from the
+    weights of its teacher; a native role from those of the teacher that its student would have. lighter: with the
+    `lighter` network. published: by task.
     """
 
     label: str
@@ -61,6 +62,7 @@ class Row:
     together: bool = False
     scratch: bool = False
     long: bool = False
+    inherits: bool = False
     lighter: bool = False
     published: dict[Task, Published] = field(default_factory=dict)
 
@@ -149,11 +151,15 @@ TABLES: dict[TableName, tuple[Row, ...]] = {
         Row("16x", "native-x16"),
         Row("16x, MD", "student-x16"),
         Row("16x, MD, long teacher", "student-x16", long=True),
+        Row("16x, long teacher's weights, no transfer", "native-x16", long=True, inherits=True),
+        Row("16x, MD, long teacher and its weights", "student-x16", long=True, inherits=True),
         Row("16x, MD, lighter", "student-x16", lighter=True),
         Row("visible-only", "native-visible"),
         Row("visible-only, MD", "student-visible"),
         Row("visible-only, MD, long teacher", "student-visible", long=True),
         Row("visible-only, MD, weak S", "student-visible", "s-weak"),
+        Row("visible-only, S (F-MSE)", "student-visible", "s-f-mse"),
+        Row("visible-only, A", "student-visible", "a"),
         Row("visible-only, residual blocks, no teacher", "student-visible", blocks=True),
         Row("teacher", "teacher"),
     ),
@@ -221,8 +227,8 @@ EVALUATION_SCENES = 1000
 
 @dataclass(frozen=True)
 class Cell:
-    """One training. terms, blocks, scratch, lighter: as in Row. long: as in Row; of a teacher, that it is the long one.
-    tasks: one, or both at once. fold: of the data set's FOLDS."""
+    """One training. terms, blocks, scratch, inherits, lighter: as in Row. long: as in Row; of a teacher, that it is the
+    long one. tasks: one, or both at once. fold: of the data set's FOLDS."""
 
     data: DataName
     role: str
@@ -233,6 +239,7 @@ class Cell:
     schedule: str
     scratch: bool = False
     long: bool = False
+    inherits: bool = False
     lighter: bool = False
     fold: int = 0
 
@@ -241,7 +248,8 @@ class Cell:
         """Return the name of its folder and record: unique in a schedule and data set."""
         kind = "joint" if len(self.tasks) > 1 else self.tasks[0]
         details = "-blocks" if self.blocks else "" if self.terms == "md" else f"-{self.terms}"
-        details += ("-long" if self.long else "") + ("-lighter" if self.lighter else "")
+        named = {"-long": self.long, "-inherits": self.inherits, "-lighter": self.lighter}
+        details += "".join(name for name, holds in named.items() if holds)
         start = "-scratch" if self.scratch else ""
         fold = f"-f{self.fold}" if self.data in FOLDS else ""
         return f"{kind}-{self.role}{details}{start}-s{self.seed}{fold}"
@@ -254,6 +262,8 @@ class Cell:
     @property
     def start(self) -> "Cell | None":
         """Return the cell whose weights it starts from, None for those of the preset."""
+        if self.inherits:
+            return self._taught_by(self.tasks[0])
         if self.data not in FROM_SCENES or self.scratch:
             return None
         return replace(self, data="scenes", fold=0)
@@ -264,12 +274,20 @@ class Cell:
 
     @property
     def teachers(self) -> tuple["Cell", ...]:
-        """Return the teachers that it needs first, one of each task, of its own seed or the long ones."""
-        if not self.is_distilled:
-            return ()
+        """Return the teachers that it learns from, one of each task, of its own seed or the long ones."""
+        return tuple(map(self._taught_by, self.tasks)) if self.is_distilled else ()
+
+    @property
+    def needs(self) -> tuple["Cell", ...]:
+        """Return the cells of its own study that have to be trained first."""
+        first = (self._taught_by(self.tasks[0]),) if self.inherits else ()
+        return tuple(dict.fromkeys((*self.teachers, *first)))
+
+    def _taught_by(self, task: Task) -> "Cell":
         seed = LONG_TEACHER_SEED if self.long else self.seed
-        teacher = replace(self, role="teacher", terms="md", lighter=False, seed=seed)
-        return tuple(replace(teacher, tasks=(task,)) for task in self.tasks)
+        return Cell(
+            self.data, "teacher", (task,), "md", False, seed, self.schedule, self.scratch, self.long, fold=self.fold
+        )
 
     def run(self, folder: Path, weights: str = "") -> Run:
         """Return the run. folder: of all cells' folders. weights: first ones of the backbone instead of the preset's.
@@ -299,7 +317,7 @@ class Cell:
             data = replace(run.data, evaluation_pairs=0)
             run = replace(run, data=replace(data, evaluation_split="test") if isinstance(data, MfnetData) else data)
         schedule = SCHEDULES[self.schedule]
-        run = run if schedule is None else _scaled(run, schedule)
+        run = run if schedule is None else _scaled(run, schedule, self.start is not None and not self.inherits)
         if self.lighter:
             run = replace(run, network=lighter(run.network))
         return _prolonged(run) if self.long and self.role == "teacher" else run
@@ -327,13 +345,13 @@ def _prolonged(run: Run) -> Run:
     return replace(run, optimisation=replace(run.optimisation, steps=steps), evaluate_every=evaluate_every)
 
 
-def _scaled(run: Run, schedule: Schedule) -> Run:
+def _scaled(run: Run, schedule: Schedule, fine_tuned: bool) -> Run:
     data, detection, before = run.data, run.network.detection, run.network.input_size[0]
     if isinstance(data, SceneData | YoloData):
         detection, before = SMALL_ANCHORS, 320
     if isinstance(data, SceneData):
         data = replace(data, scenes=schedule.scenes, evaluation_scenes=0)
-    steps = schedule.fine_tuning_steps if run.first_weights else schedule.steps
+    steps = schedule.fine_tuning_steps if fine_tuned else schedule.steps
     segmentation, class_weights = run.network.segmentation, run.optimisation.class_weights
     if "segmentation" in run.network.tasks and schedule.output_stride != 32:
         alone = run.network.tasks == ("segmentation",)
@@ -378,10 +396,20 @@ def cells(
         for row in TABLES[table]:
             for group in [tuple(tasks)] if row.together else [(task,) for task in tasks]:
                 cell = Cell(
-                    data, row.role, group, row.terms, row.blocks, seed, schedule, row.scratch, row.long, row.lighter
+                    data,
+                    row.role,
+                    group,
+                    row.terms,
+                    row.blocks,
+                    seed,
+                    schedule,
+                    scratch=row.scratch,
+                    long=row.long,
+                    inherits=row.inherits,
+                    lighter=row.lighter,
                 )
                 found += [(row, replace(cell, fold=fold)) for fold in range(FOLDS.get(data, 1))]
     there = {cell for _, cell in found}
-    extra = dict.fromkeys(teacher for _, cell in found for teacher in cell.teachers if teacher not in there)
+    extra = dict.fromkeys(teacher for _, cell in found for teacher in cell.needs if teacher not in there)
     found += [(Row("long teacher" if teacher.long else "teacher", "teacher"), teacher) for teacher in extra]
-    return sorted(found, key=lambda entry: (entry[1].seed, bool(entry[1].teachers)))
+    return sorted(found, key=lambda entry: (entry[1].seed, bool(entry[1].needs)))

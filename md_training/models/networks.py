@@ -182,6 +182,20 @@ class Teacher(Network):
         )
 
 
+def one_stream_weights(teacher: Teacher, inputs: tuple[Input, ...]) -> dict[str, Tensor]:
+    """Return a teacher's weights by the names of a student's, for one that starts from them.
+
+    The backbone is the teacher's visible stream, or the thermal one for a student that sees only that; its first
+    convolution has the kernels of the streams of all inputs, so that their responses are added. The heads are the
+    teacher's own; its GAFF has no counterpart.
+    """
+    streams = [teacher.visible if name == "rgb" else teacher.thermal for name in inputs]
+    weights = teacher.state_dict() | {f"backbone.{name}": value for name, value in streams[0].state_dict().items()}
+    stem = "stem.conv1.weight"
+    weights[f"backbone.{stem}"] = torch.cat([stream.state_dict()[stem] for stream in streams], dim=1)
+    return weights
+
+
 class DecisionFusion(Network):
     """The decision-level baseline: a visible-only and a thermal-only network, their raw heads averaged.
 

@@ -225,6 +225,22 @@ def test_one_long_teacher_teaches_the_students_of_every_seed() -> None:
     assert replace(student.run(runs), name="", teachers=()) == replace(short.run(runs), name="", teachers=())
 
 
+def test_a_cell_that_inherits_starts_from_the_weights_of_its_teacher() -> None:
+    by_name = {cell.name: cell for _, cell in cells("variants", "scenes", DETECTION, (2,), "small")}
+    runs = Path("runs/scenes-small")
+    teacher = by_name["detection-teacher-long-s1"]
+    for name in ("native-x16", "student-x16"):
+        cell = by_name[f"detection-{name}-long-inherits-s2"]
+        assert cell.needs == (teacher,)  # once, also where it is the teacher as well
+        assert list(by_name).index(teacher.name) < list(by_name).index(cell.name)
+        run = cell.run(runs)
+        assert run.first_weights == "runs/scenes-small/detection-teacher-long-s1/checkpoint.pt"
+        assert run.optimisation.steps == 1000  # it is no fine-tuning: the schedule is that of the others
+        assert bool(run.teachers) == (name == "student-x16")
+    own = replace(by_name["detection-native-x16-long-inherits-s2"], long=False)
+    assert [cell.name for cell in own.needs] == ["detection-teacher-s2"]
+
+
 def test_a_lighter_student_costs_what_its_docstring_says() -> None:
     for task, share, before in (("detection", 0.57, 0.69), ("segmentation", 0.55, 0.60)):
         teacher, student = (PRESETS[f"scenes-{role}-{task}"][1].network for role in ("teacher", "student-x16"))

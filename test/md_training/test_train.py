@@ -18,7 +18,7 @@ from md_training.data.synthetic import SceneData
 from md_training.evaluate import evaluate
 from md_training.loader import Batches
 from md_training.losses import IGNORED_PIXEL
-from md_training.models.networks import NetworkSettings, Student
+from md_training.models.networks import Input, NetworkSettings, Student, Teacher, select_inputs
 from md_training.models.pspnet import PSPNetSettings
 from md_training.models.retinanet import RetinaNetSettings
 from md_training.presets import PRESETS, Optimisation, Run
@@ -142,6 +142,33 @@ def test_first_weights_are_those_of_the_other_run_where_they_fit(tmp_path: Path)
     run = replace(TINY, first_weights=str(tmp_path / "missing.pt"), data=replace(TINY.data, scenes=2))
     with pytest.raises(CheckpointError, match="there is no such checkpoint"):
         train(run, tmp_path / "run")
+
+
+@pytest.mark.parametrize("inputs", [("rgb",), ("thermal",), ("rgb", "thermal")])
+def test_a_student_starts_from_a_stream_and_the_heads_of_its_teacher(inputs: tuple[Input, ...], tmp_path: Path) -> None:
+    settings = replace(TINY.network, architecture="two_stream", inputs=("rgb", "thermal"))
+    torch.manual_seed(7)
+    teacher = Teacher(settings).eval()
+    save(tmp_path / "teacher.pt", Checkpoint(replace(TINY, network=settings), "teacher", 4, teacher, {}, "none"))
+    student = Student(replace(TINY.network, inputs=inputs)).eval()
+    take_weights(student, tmp_path / "teacher.pt")
+
+    image = torch.randn(2, 6, *reversed(settings.input_size))
+    streams = [teacher.visible, teacher.thermal]
+    seen = {"rgb": 0, "thermal": 1}
+    with torch.no_grad():
+        # After the first convolution, whose responses are added, all is the first camera's stream.
+        kernels = [
+            streams[seen[name]].stem.get_submodule("conv1")(image.split(3, dim=1)[seen[name]]) for name in inputs
+        ]
+        expected, stream = sum(kernels), streams[seen[inputs[0]]]
+        for layer in ("bn1", "relu", "maxpool"):
+            expected = stream.stem.get_submodule(layer)(expected)
+        found = student.backbone(select_inputs(image, inputs))
+        torch.testing.assert_close(found.c5, stream.layer4(stream.layer3(stream.layer2(stream.layer1(expected)))))
+        for task in ("detector", "segmenter"):
+            given, taken = (getattr(network, task).state_dict() for network in (teacher, student))
+            torch.testing.assert_close(taken, given, rtol=0, atol=0)
 
 
 def test_pickles_that_are_no_checkpoint_are_refused_unread(tmp_path: Path) -> None:
