@@ -75,8 +75,8 @@ class Run:
     ResNet-18 state dict."""
     first_weights: str = ""
     """checkpoint.pt of another run, e.g. on synthetic scenes: every weight of it that has a name and shape in common
-    with this network's is taken over, after backbone_weights (fine-tuning). A student may start from its teacher: it
-    takes over the heads and, as its backbone, the visible stream."""
+    with this network's is taken over, after backbone_weights (fine-tuning). A student may start from a teacher, of
+    which it takes the heads and, as its backbone, the visible stream; or from a student with more cameras."""
     seed: int = 1
     """Of the first weights, the order of the samples and their augmentation."""
     log_every: int = 20
@@ -135,30 +135,42 @@ def _keys(values: dict[str, Any], prefix: str = "") -> set[str]:
     return names
 
 
+_DEMO = Run(
+    name="scenes-demo",
+    network=NetworkSettings(
+        input_size=(320, 256),
+        # Of the scenes' persons (at this size 10 to 110 px high), 90 % overlap an anchor by half or more, of bicycles
+        # 97 %, of cars 91 %; one column of anchors reaches 70 % of the persons.
+        detection=RetinaNetSettings(anchor_side=13.0, anchor_ratios=(0.35, 0.8, 1.6), anchor_columns=2),
+        # At 320x256 a cone is a few pixels: logits of stride 32 could not show it.
+        segmentation=PSPNetSettings(output_stride=4, auxiliary=False),
+        one_thermal_mean=True,
+    ),
+    optimisation=Optimisation(
+        steps=4500,
+        batch_size=8,
+        optimiser="adamw",
+        learning_rate=1e-3,
+        warmup_steps=200,
+        weight_decay=0.02,
+        class_weights="sqrt_inverse",
+        clip_norm=10.0,
+    ),
+)
+
 PRESETS: dict[str, tuple[str, Run]] = {
     "scenes-demo": (
         "The demo student: detection and segmentation, RGB and 160x128 thermal, 320x256 network, on synthetic scenes.",
-        Run(
-            name="scenes-demo",
-            network=NetworkSettings(
-                input_size=(320, 256),
-                # Of the scenes' persons (at this size 10 to 110 px high), 90 % overlap an anchor by half or more, of
-                # bicycles 97 %, of cars 91 %; one column of anchors reaches 70 % of the persons.
-                detection=RetinaNetSettings(anchor_side=13.0, anchor_ratios=(0.35, 0.8, 1.6), anchor_columns=2),
-                # At 320x256 a cone is a few pixels: logits of stride 32 could not show it.
-                segmentation=PSPNetSettings(output_stride=4, auxiliary=False),
-                one_thermal_mean=True,
-            ),
-            optimisation=Optimisation(
-                steps=4500,
-                batch_size=8,
-                optimiser="adamw",
-                learning_rate=1e-3,
-                warmup_steps=200,
-                weight_decay=0.02,
-                class_weights="sqrt_inverse",
-                clip_norm=10.0,
-            ),
+        _DEMO,
+    ),
+    "scenes-demo-visible": (
+        "The demo student that takes over while thermal is lost: the same, without thermal, from the other's weights.",
+        replace(
+            _DEMO,
+            name="scenes-demo-visible",
+            network=replace(_DEMO.network, inputs=("rgb",)),
+            optimisation=replace(_DEMO.optimisation, steps=2000, learning_rate=5e-4),
+            first_weights="runs/scenes-demo/checkpoint.pt",
         ),
     ),
 }
@@ -319,6 +331,7 @@ for _name, _data_set in _DATA_SETS.items():
 PRESETS_HELP = """\
 Presets:
   scenes-demo        the demo student: both tasks, 320x256, synthetic scenes
+  scenes-demo-visible  the same without thermal, from the weights of scenes-demo
   kaist-ROLE         the paper's detection on KAIST (data/kaist)
   mfnet-ROLE         the paper's segmentation on MFNet (data/mfnet)
   msrs-ROLE-TASK     the paper's recipe on MSRS (data/msrs)

@@ -32,7 +32,6 @@ from md_training.models.joint import JointBranch
 from md_training.models.networks import (
     Network,
     Student,
-    Teacher,
     make_network,
     multiply_accumulates,
     one_stream_weights,
@@ -172,14 +171,13 @@ def _begun(run: Run, folder: Path, resume: bool) -> tuple[Network, Checkpoint, P
 def take_weights(network: Network, path: Path) -> None:
     """Take over every weight of a checkpoint's network that this one has by the same name and in the same shape.
 
-    Of a two-stream network, a one-stream one takes the visible stream as its backbone: see networks.one_stream_weights.
+    A student also takes them of a teacher and of a student with more inputs: see networks.one_stream_weights.
 
     Raises CheckpointError where the file is no checkpoint, ValueError where nothing of it fits.
     """
-    other = load(path).network
-    own, given = network.state_dict(), other.state_dict()
-    if isinstance(network, Student) and isinstance(other, Teacher):
-        given = one_stream_weights(other, network.settings.inputs)
+    own, other = network.state_dict(), load(path).network
+    is_student = isinstance(network, Student)
+    given = one_stream_weights(other, network.settings.inputs) if is_student else other.state_dict()
     fitting = {name: weight for name, weight in given.items() if name in own and own[name].shape == weight.shape}
     if not any(weight.ndim > 1 for weight in fitting.values()):
         raise ValueError(f"first_weights {path}: none of its weights fits this network; it is of another kind")

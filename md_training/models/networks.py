@@ -182,17 +182,24 @@ class Teacher(Network):
         )
 
 
-def one_stream_weights(teacher: Teacher, inputs: tuple[Input, ...]) -> dict[str, Tensor]:
-    """Return a teacher's weights by the names of a student's, for one that starts from them.
+def one_stream_weights(other: Network, inputs: tuple[Input, ...]) -> dict[str, Tensor]:
+    """Return another network's weights by the names of a student of these inputs, for one that starts from them.
 
-    The backbone is the teacher's visible stream, or the thermal one for a student that sees only that; its first
-    convolution has the kernels of the streams of all inputs, so that their responses are added. The heads are the
-    teacher's own; its GAFF has no counterpart.
+    Of a student of more inputs, the first convolution loses the kernels of those that are not seen. Of a teacher, the
+    backbone is the visible stream, or the thermal one for a student that sees only that, and its first convolution has
+    the kernels of the streams of all inputs, so that their responses are added; the heads are the teacher's own; its
+    GAFF has no counterpart. All else has its own names.
     """
-    streams = [teacher.visible if name == "rgb" else teacher.thermal for name in inputs]
-    weights = teacher.state_dict() | {f"backbone.{name}": value for name, value in streams[0].state_dict().items()}
-    stem = "stem.conv1.weight"
-    weights[f"backbone.{stem}"] = torch.cat([stream.state_dict()[stem] for stream in streams], dim=1)
+    weights = other.state_dict()
+    stem = "backbone.stem.conv1.weight"
+    if isinstance(other, Teacher):
+        streams = [other.visible if name == "rgb" else other.thermal for name in inputs]
+        weights |= {f"backbone.{name}": weight for name, weight in streams[0].state_dict().items()}
+        kernels = [stream.stem.get_parameter("conv1.weight").detach() for stream in streams]
+        weights[stem] = torch.cat(kernels, dim=1)
+    elif isinstance(other, Student) and set(inputs) <= set(other.settings.inputs):
+        seen = dict(zip(other.settings.inputs, weights[stem].split(3, dim=1), strict=True))
+        weights[stem] = torch.cat([seen[name] for name in inputs], dim=1)
     return weights
 
 

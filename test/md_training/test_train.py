@@ -144,6 +144,23 @@ def test_first_weights_are_those_of_the_other_run_where_they_fit(tmp_path: Path)
         train(run, tmp_path / "run")
 
 
+@pytest.mark.parametrize("inputs", [("rgb",), ("thermal",)])
+def test_a_student_of_one_camera_starts_from_one_of_two(inputs: tuple[Input, ...], tmp_path: Path) -> None:
+    torch.manual_seed(7)
+    both, one = Student(TINY.network).eval(), Student(replace(TINY.network, inputs=inputs)).eval()
+    save(tmp_path / "both.pt", Checkpoint(TINY, "both", 4, both, {}, "none"))
+    take_weights(one, tmp_path / "both.pt")
+    image = torch.randn(2, 6, *reversed(TINY.network.input_size))
+    dark = image.clone()
+    dark[:, 3:] = dark[:, 3:] * (inputs == ("thermal",))
+    dark[:, :3] = dark[:, :3] * (inputs == ("rgb",))
+    with torch.no_grad():
+        found, expected = one(select_inputs(image, inputs)), both(dark)
+    assert found.detection is not None
+    assert expected.detection is not None
+    torch.testing.assert_close(found.detection.classes, expected.detection.classes)
+
+
 @pytest.mark.parametrize("inputs", [("rgb",), ("thermal",), ("rgb", "thermal")])
 def test_a_student_starts_from_a_stream_and_the_heads_of_its_teacher(inputs: tuple[Input, ...], tmp_path: Path) -> None:
     settings = replace(TINY.network, architecture="two_stream", inputs=("rgb", "thermal"))
