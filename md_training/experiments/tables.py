@@ -50,9 +50,9 @@ class Row:
     label: as printed. role: of presets.ROLES. terms: of TERMS, for a distilled role. blocks: the distilled student's
     network without a teacher: what its residual blocks give by themselves. together: one network for all tasks.
     scratch: from the first weights of the preset even where the data set's cells start from those of the scenes.
-    long: of a distilled role, under a teacher that was trained LONG_TEACHER times as long. inherits: it starts from the
-    weights of its teacher; a native role from those of the teacher that its student would have. lighter: with the
-    `lighter` network. published: by task.
+    long: of a distilled role, under a teacher that was trained LONG_TEACHER times as long; of a native one, that it is
+    trained so long itself. inherits: it starts from the weights of its teacher, and a native role from those of the
+    teacher that its student would have, for the usual steps. lighter: with the `lighter` network. published: by task.
     """
 
     label: str
@@ -149,6 +149,7 @@ TABLES: dict[TableName, tuple[Row, ...]] = {
     ),
     "variants": (
         Row("16x", "native-x16"),
+        Row("16x, as long as the long teacher", "native-x16", long=True),
         Row("16x, MD", "student-x16"),
         Row("16x, MD, long teacher", "student-x16", long=True),
         Row("16x, long teacher's weights, no transfer", "native-x16", long=True, inherits=True),
@@ -320,7 +321,7 @@ class Cell:
         run = run if schedule is None else _scaled(run, schedule, self.start is not None and not self.inherits)
         if self.lighter:
             run = replace(run, network=lighter(run.network))
-        return _prolonged(run) if self.long and self.role == "teacher" else run
+        return _prolonged(run) if self.long and not self.inherits and not self.role.startswith("student") else run
 
 
 def lighter(network: NetworkSettings) -> NetworkSettings:

@@ -221,6 +221,8 @@ def test_one_long_teacher_teaches_the_students_of_every_seed() -> None:
     long, usual = teacher.run(runs), by_name["detection-teacher-s3"][1].run(runs)
     assert (long.optimisation.steps, usual.optimisation.steps) == (3000, 1000)
     assert long.network == usual.network
+    native = by_name["detection-native-x16-long-s3"][1]
+    assert (native.needs, native.run(runs).optimisation) == ((), long.optimisation)
     # The students differ in nothing but whom they learn from.
     assert replace(student.run(runs), name="", teachers=()) == replace(short.run(runs), name="", teachers=())
 
