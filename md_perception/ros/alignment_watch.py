@@ -27,6 +27,7 @@ class AlignmentWatch:
         self._period_s = period_s
         self._seen: Work | None = None
         self._state: Misalignment | None = None
+        self._failed = False
         self._stop = threading.Event()
         self._thread = thread_in_context(self._run, WATCH_THREAD)
 
@@ -40,8 +41,14 @@ class AlignmentWatch:
         self._thread.join(_JOIN_S)
 
     def state(self) -> Misalignment | None:
-        """Return what the last check said, None before the first."""
+        """Return what the last check said, None before the first and after a failure."""
         return self._state
+
+    def problems(self) -> list[str]:
+        """Return that it has failed, with the cure, once it has."""
+        if not self._failed:
+            return []
+        return ["the misalignment monitor failed and ended, the log says why: deactivate and activate start it again"]
 
     def _run(self) -> None:
         while not self._stop.wait(self._period_s):
@@ -49,6 +56,7 @@ class AlignmentWatch:
                 self._check()
             except Exception:  # the results do not depend on it
                 logger.exception("the misalignment monitor failed and ends; the results do not depend on it")
+                self._failed, self._state = True, None  # what it said last would pass for what holds now
                 return
 
     def _check(self) -> None:

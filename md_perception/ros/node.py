@@ -16,7 +16,6 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -48,7 +47,7 @@ from md_perception.ros.environment import DEMO_STUDENT
 from md_perception.ros.publishers import Publishers
 from md_perception.ros.synchronisers import SynchronizerPairing
 from md_perception.ros.worker import WORKER_THREAD, Worker
-from md_perception.sensing.health import Fault, ModeSelector
+from md_perception.sensing.health import Fault, ImageForm, ModeSelector
 from md_perception.sensing.pairing import NearestPairing, PairingSettings, StampedMessage
 from md_perception.sensing.registration import Registration
 from md_perception.status import Ages
@@ -87,7 +86,8 @@ class PerceptionNode(LifecycleNode):
     """See README.md for topics and parameters.
 
     unconfigured: parameters are declared. inactive: students are loaded and warm, publishers advertised. active:
-    subscriptions and the worker exist. All callbacks run on one executor thread; the worker is the only other.
+    subscriptions and the worker exist. All callbacks run on one executor thread; beside it run the worker and the
+    alignment watch and, during configure, a loader.
     """
 
     def __init__(self, *, shared: SharedStudents | None = None, **kwargs: Any) -> None:
@@ -147,48 +147,61 @@ class PerceptionNode(LifecycleNode):
         result = super().on_activate(state)  # enables the publishers
         try:
             self._activate()
+        except ConfigurationError as error:
+            self.get_logger().error(f"not activated: {error}")
         except Exception:
             self.get_logger().error(f"not activated, by an unforeseen error:\n{traceback.format_exc()}")
-            self._deactivate()
-            super().on_deactivate(state)
-            return TransitionCallbackReturn.FAILURE
-        self.on_activated()
-        return result
+        else:
+            self.on_activated()
+            return result
+        self._release(self._deactivate)
+        super().on_deactivate(state)
+        return TransitionCallbackReturn.FAILURE
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Unsubscribe and end the worker; the last status has the final counters. A failure ends in ErrorProcessing."""
-        self._deactivate()
-        if self._failure:
+        if not self._release(self._deactivate) or self._failure:
             return TransitionCallbackReturn.ERROR
         return super().on_deactivate(state)
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Release students and publishers."""
-        self._unconfigure()
+        if not self._release(self._unconfigure):
+            return TransitionCallbackReturn.ERROR
         return super().on_cleanup(state)
 
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Release everything, from whatever state."""
-        self._deactivate()
-        self._unconfigure()
+        if not self._release(self._deactivate, self._unconfigure):
+            return TransitionCallbackReturn.ERROR
         return super().on_shutdown(state)
 
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Release everything; the node is unconfigured then."""
-        self._deactivate()
-        self._unconfigure()
         self._failure = ""
+        if not self._release(self._deactivate, self._unconfigure):
+            return TransitionCallbackReturn.ERROR
         return super().on_error(state)
 
     def destroy_node(self) -> None:
         """Release everything, from whatever state."""
-        self._deactivate()
-        self._unconfigure()
+        self._release(self._deactivate, self._unconfigure)
         super().destroy_node()
 
     def end_configure(self) -> None:
         """End a configure in progress, at once. May be called from another thread."""
         self._ending.set()
+
+    def _release(self, *steps: Callable[[], None]) -> bool:
+        """Take all steps, whatever becomes of the others; return whether each went well, with the reason in the log."""
+        well = True
+        for step in steps:
+            try:
+                step()
+            except Exception:
+                self.get_logger().error(f"not all of it could be released:\n{traceback.format_exc()}")
+                well = False
+        return well
 
     def _survive_impossible_transitions(self) -> None:
         """Answer a request for a transition that the state does not allow with `success: false`, as rclcpp does.
@@ -224,7 +237,7 @@ class PerceptionNode(LifecycleNode):
         self.get_logger().info(f"warm after {self._unless_ending(warm_up):.2f} s")
         try:
             self._outputs = Publishers(self, *_classes(students), self._values.navigation_settings())
-        except RuntimeError as error:  # rclpy's, for a QoS override that is none
+        except _QOS_ERRORS as error:
             raise ConfigurationError(str(error)) from None
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", qos.DIAGNOSTICS)
 
@@ -291,10 +304,10 @@ class PerceptionNode(LifecycleNode):
         )
         students = self._pipeline.students.values()
         if any(student.uses_rgb for student in students):
-            self._cameras["rgb"] = CameraInput(self, "rgb", self._values, self._intake.add_rgb, clock_ns)
+            self._subscribe("rgb", self._values, self._intake.add_rgb, clock_ns)
         if any(student.uses_thermal for student in students):
-            self._cameras["thermal"] = CameraInput(self, "thermal", self._values, self._intake.add_thermal, clock_ns)
-        self._worker = Worker(
+            self._subscribe("thermal", self._values, self._intake.add_thermal, clock_ns)
+        worker = Worker(
             self._intake,
             self._pipeline,
             self._outputs,
@@ -307,7 +320,8 @@ class PerceptionNode(LifecycleNode):
         self._mode = Mode.STALE
         self._diagnosed = Counters()
         self._follow_registration(self._pipeline, self._values)
-        self._worker.start()
+        worker.start()
+        self._worker = worker  # not before: a thread that could not be started cannot be waited for
         self._metronomes = {
             "status": Metronome(IDLE_PERIOD_S),
             "diagnostics": Metronome(diagnostics.PERIOD_S),
@@ -316,6 +330,18 @@ class PerceptionNode(LifecycleNode):
         }
         # A steady timer: it goes on while a simulated clock stands still.
         self._tick = self.create_timer(TICK_S, self._on_tick, clock=self._steady)
+
+    def _subscribe(
+        self,
+        camera: Camera,
+        wanted: Parameters,
+        add: Callable[[StampedMessage, ImageForm, float], None],
+        clock_ns: Callable[[], int],
+    ) -> None:
+        try:
+            self._cameras[camera] = CameraInput(self, camera, wanted, add, clock_ns)
+        except _QOS_ERRORS as error:
+            raise ConfigurationError(f"{self.resolve_topic_name(wanted.image_topic(camera))}: {error}") from None
 
     def _follow_registration(self, pipeline: Pipeline, wanted: Parameters) -> None:
         """Listen to camera_info where the registration comes from there, and watch for cameras that move."""
@@ -329,10 +355,11 @@ class PerceptionNode(LifecycleNode):
                     self.create_subscription(CameraInfo, f"{camera}/camera_info", note, qos.CAMERA_INFO)
                 )
         if wanted.registration_monitor_period_s > 0:
-            self._watch = AlignmentWatch(
+            watch = AlignmentWatch(
                 lambda: pipeline.latest_pair, wanted.misalignment_settings(), wanted.registration_monitor_period_s
             )
-            self._watch.start()
+            watch.start()
+            self._watch = watch
 
     def _deactivate(self) -> None:
         if self._watch is not None:
@@ -350,7 +377,10 @@ class PerceptionNode(LifecycleNode):
             if not self._worker.stop():
                 self.get_logger().error("the frame in work did not end in time; it is left behind")
             if self.context.ok():
-                self._outputs.publish_status(self._worker.idle_status(Mode.STALE))
+                try:
+                    self._outputs.publish_status(self._worker.idle_status(Mode.STALE))
+                except Exception:  # the node is deactivated all the same
+                    self.get_logger().error(f"the last status could not be published:\n{traceback.format_exc()}")
             self._worker.let_go()
             counters = self._intake.counters()
             self.get_logger().info(
@@ -430,9 +460,6 @@ class PerceptionNode(LifecycleNode):
             for name, camera in self._cameras.items()
         ]
         statuses += [
-            diagnostics.pairing_status(
-                self._values.pairing_policy, counters, self._diagnosed, intake.thermal_period_ns()
-            ),
             diagnostics.inference_status(
                 [self._student_state(mode, student) for mode, student in self._students.items()],
                 worker.timings(),
@@ -441,13 +468,16 @@ class PerceptionNode(LifecycleNode):
             diagnostics.mode_status(mode, self._why(mode), counters, self._diagnosed),
         ]
         if self._pipeline is not None and Mode.FUSED in self._pipeline.students:
-            statuses.append(
+            statuses += [
+                diagnostics.pairing_status(
+                    self._values.pairing_policy, counters, self._diagnosed, intake.thermal_period_ns()
+                ),
                 diagnostics.registration_status(
                     self._values.registration_source,
-                    self._pipeline.registration.warnings(),
+                    self._pipeline.registration.warnings() + ([] if self._watch is None else self._watch.problems()),
                     None if self._watch is None else self._watch.state(),
-                )
-            )
+                ),
+            ]
         obstacles = None if self._outputs is None else self._outputs.obstacles
         if obstacles is not None:
             statuses.append(diagnostics.obstacles_status(obstacles, mode))
@@ -548,33 +578,38 @@ class PerceptionNode(LifecycleNode):
 
     def _why(self, mode: Mode) -> str:
         """Say why it is STALE, or less than the students allow, and what to do; "" where nothing is missing."""
-        if self._values is None or self._intake is None or mode in (Mode.FUSED, *self._only_mode()):
+        if self._values is None or self._intake is None or mode is self._best_mode():
             return ""
         timeout_s = self._values.health_timeout_s
-        reports = {camera.topic: self._intake.report(name) for name, camera in self._cameras.items()}
-        silent = [topic for topic, report in reports.items() if report.silent_s > timeout_s]
+        # Not by topic: both cameras may be remapped to one by mistake.
+        reports = [(camera.topic, self._intake.report(name)) for name, camera in self._cameras.items()]
+        silent = [topic for topic, report in reports if report.silent_s > timeout_s]
         if silent:
             return f"no images on {' and '.join(silent)}: start the driver, or remap the topic"
         rejects = self._worker is not None and self._worker.only_rejects
         reasons = ["every image is rejected: the warnings in the log say why"] if rejects else []
         reasons += [
             f"{topic}: {fault.value}: {report.faults[fault]}"
-            for topic, report in reports.items()
+            for topic, report in reports
             for fault in (Fault.FROZEN, Fault.DARK, Fault.SATURATED, Fault.UNREADABLE)
             if fault in report.faults
         ]
         if self._pipeline is not None and Mode.FUSED in self._students:
-            rgb_size, thermal_size = (report.size for report in reports.values())
+            rgb_size, thermal_size = (report.size for _, report in reports)
             reasons += filter(None, [self._pipeline.registration.problem(rgb_size, thermal_size)])
-        return "; ".join(reasons) or (
-            "no RGB image finds a thermal partner: see the clocks of the cameras, and pairing.offset_s"
-        )
+            reasons = reasons or [
+                "no RGB image finds a thermal partner: see the clocks of the cameras, and pairing.offset_s"
+            ]
+        return "; ".join(reasons)
 
-    def _only_mode(self) -> tuple[Mode, ...]:
-        """Return the mode of the only student, which is all that can be."""
-        modes = tuple(self._students)
-        return modes if len(modes) == 1 else ()
+    def _best_mode(self) -> Mode | None:
+        """Return the mode in which nothing is missing: the first, as ModeSelector chooses, with a student."""
+        preferred = (Mode.FUSED, Mode.VISIBLE_ONLY, Mode.THERMAL_ONLY)
+        return next((mode for mode in preferred if mode in self._students), None)
 
+
+_QOS_ERRORS = (RuntimeError, InvalidParameterTypeException)
+"""What rclpy raises for a QoS override that is none."""
 
 _CAMERAS: tuple[Camera, ...] = ("rgb", "thermal")
 _MODE_OF_FILE = {"student.visible_file": Mode.VISIBLE_ONLY, "student.thermal_file": Mode.THERMAL_ONLY}
@@ -600,7 +635,7 @@ class _RosLogHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if _speaker.get() not in ("", self._node.get_fully_qualified_name()):
             return
-        logger, text = self._node.get_logger(), record.getMessage()
+        logger, text = self._node.get_logger(), self.format(record)  # with the traceback, where there is one
         # One call site for each severity: rclpy keeps the severity of a call site.
         if record.levelno >= logging.ERROR:
             logger.error(text)
@@ -631,8 +666,9 @@ def _classes(students: Mapping[Mode, Student]) -> tuple[tuple[str, ...], tuple[s
 def main(args: list[str] | None = None) -> int:
     """Run the node until SIGINT or SIGTERM; with `autostart`, bring it to the active state first.
 
-    Returns 0, or 1 where it could not be started. Where MD_PERCEPTION_PARENT names a process id, it also ends when that
-    process or its parent is gone, as a `ros2 launch` that gets SIGTERM goes without ending its nodes.
+    Returns 0, or 1 where it could not be started, where its callbacks failed one after the other, or, with `autostart`,
+    where the node failed. Where MD_PERCEPTION_PARENT names a process id, it also ends when that process or its parent
+    is gone, as a `ros2 launch` that gets SIGTERM goes without ending its nodes.
     """
     return serve(args, None)
 

@@ -138,21 +138,24 @@ class Worker:
         try:
             self._process(job)
         except NotReady as error:  # a driver that starts late is no failure of this node
+            self._warn(f"{what}: {error}")
             self._reject()
-            self._warn(f"{what}: {error}")
         except RejectedFrame as error:
-            self._reject(str(error))
             self._warn(f"{what}: {error}")
+            self._reject(str(error))
         except Exception as error:  # whatever it is, the next frame may do better; it is counted and told
-            self._reject(repr(error))
             self._error(f"{what} after an unforeseen error:\n{traceback.format_exc()}")
+            self._reject(repr(error))
         else:
             self._rejected_in_a_row = self._failures_in_a_row = 0
             self._intake.processed()
             self._cycle.add(1e3 * (time.perf_counter() - start))
 
     def _reject(self, failure: str = "") -> None:
-        """Count the frame in work. failure: what went wrong, "" where the frame only came too early."""
+        """Count the frame in work, after the log has said why.
+
+        failure: what went wrong, "" where the frame only came too early.
+        """
         self._rejected_in_a_row += 1
         self._failures_in_a_row += bool(failure)
         self._intake.rejected()

@@ -134,6 +134,27 @@ def test_a_qos_that_does_not_exist_leaves_the_node_unconfigured_with_the_reason(
     poll(lambda: vehicle.node.count_publishers("/md_perception/status") == 0, "the end of the other publishers")
 
 
+@pytest.mark.parametrize(
+    ("policy", "value", "problem"),
+    [
+        ("history", "perhaps", "Unexpected QoS override for policy `history`: `perhaps`"),
+        ("depth", "many", "to 'many' of type 'STRING', expecting type 'INTEGER'"),
+    ],
+)
+def test_a_qos_of_a_camera_that_does_not_exist_leaves_the_node_inactive_with_the_reason(
+    start_node, vehicle, capfd, policy, value, problem
+):
+    start_node(**{f"qos_overrides./thermal/image_raw.subscription.{policy}": value})
+    assert vehicle.configure()
+    assert not vehicle.activate()
+    error = capfd.readouterr().err
+    assert "not activated: /thermal/image_raw: " in error
+    assert problem in error
+    assert "Traceback" not in error
+    assert vehicle.state() == State.PRIMARY_STATE_INACTIVE
+    assert vehicle.node.count_subscribers("/rgb/image_raw") == 0
+
+
 def test_results_carry_the_rgb_header_and_lie_in_rgb_pixels(start_node, vehicle):
     # Arrange: an image of another size than the network's (64 x 48), left half red, green rising to the right.
     start_node()
@@ -323,6 +344,18 @@ def test_a_missing_topic_gives_stale_statuses_and_a_diagnosis_that_names_it(star
     assert "remap thermal/image_raw" in found.message
     mode = poll(lambda: diagnosis(diagnoses, "mode"), "the diagnosis of the mode")
     assert "/boson/image_raw" in mode.message
+
+
+def test_one_topic_for_both_cameras_is_diagnosed(start_node, vehicle):
+    start_node(remap=["thermal/image_raw:=/rgb/image_raw"])
+    diagnoses = vehicle.listen_to_diagnostics()
+    vehicle.start()
+    send_until(
+        vehicle,
+        lambda: (s := diagnosis(diagnoses, "mode")) and "/rgb/image_raw: unreadable: " in s.message,
+        vehicle.send_rgb,
+    )
+    assert "set thermal.encoding to 'grey_rgb8'" in diagnosis(diagnoses, "mode").message
 
 
 def test_cameras_that_fall_silent_are_named_as_soon_as_the_mode_is_stale(start_node, vehicle, capfd):
@@ -553,6 +586,54 @@ def test_an_error_of_a_publisher_costs_one_frame(start_node, vehicle, monkeypatc
     assert_balanced(status)
 
 
+def test_a_last_status_that_cannot_be_published_costs_only_itself(start_node, vehicle, monkeypatch, capfd):
+    def fail(*arguments):
+        raise RuntimeError("the middleware is gone")
+
+    node = start_node()
+    vehicle.start()
+    with monkeypatch.context() as broken:
+        broken.setattr(node._outputs, "publish_status", fail)
+        assert vehicle.deactivate()
+    assert "RuntimeError: the middleware is gone" in capfd.readouterr().err
+    assert vehicle.activate()
+    stamp = vehicle.now_ns()
+    vehicle.send_pair(stamp)
+    assert vehicle.status_of(stamp).processed == 1
+
+
+def test_what_cannot_be_released_is_told(start_node, vehicle, monkeypatch, capfd):
+    node = start_node()
+    assert vehicle.configure()
+    destroy, calls = node._outputs.destroy, []
+
+    def fail_once():
+        calls.append(destroy())
+        if len(calls) == 1:
+            raise RuntimeError("the middleware is gone")
+
+    monkeypatch.setattr(node._outputs, "destroy", fail_once)
+    assert not vehicle.cleanup()
+    assert "RuntimeError: the middleware is gone" in capfd.readouterr().err
+    assert vehicle.state() == State.PRIMARY_STATE_UNCONFIGURED  # by way of ErrorProcessing
+    vehicle.start()
+
+
+@pytest.mark.parametrize("part", ["Worker", "AlignmentWatch"])
+def test_a_thread_that_cannot_be_started_leaves_the_node_inactive(start_node, vehicle, monkeypatch, capfd, part):
+    def fail(self):
+        raise RuntimeError("can't start new thread")
+
+    start_node()
+    assert vehicle.configure()
+    with monkeypatch.context() as broken:
+        broken.setattr(f"md_perception.ros.node.{part}.start", fail)
+        assert not vehicle.activate()
+    assert "can't start new thread" in capfd.readouterr().err
+    assert vehicle.state() == State.PRIMARY_STATE_INACTIVE
+    assert vehicle.activate()
+
+
 def test_failures_in_a_row_lead_through_error_processing_to_unconfigured_with_the_reason(
     start_node, vehicle, monkeypatch, capfd
 ):
@@ -772,6 +853,19 @@ def test_a_visible_only_student_by_itself_needs_no_thermal_topic(start_node, veh
     vehicle.send_rgb(stamp)
     assert vehicle.status_of(stamp).pair_wait_ms < 100  # it does not wait for a partner
     assert vehicle.node.count_subscribers("/thermal/image_raw") == 0
+
+
+def test_students_of_one_camera_each_miss_no_pairs(start_node, vehicle, students):
+    start_node(student__file=str(students["visible"]), student__thermal_file=str(students["thermal"]))
+    diagnoses = vehicle.listen_to_diagnostics()
+    vehicle.start()
+    found = send_until(
+        vehicle,
+        lambda: (s := diagnosis(diagnoses, "mode")) and s.message.startswith("VISIBLE_ONLY") and s,
+        lambda stamp: vehicle.send_thermal(stamp) or vehicle.send_rgb(stamp + 5000 * MS),
+    )
+    assert found.level == DiagnosticStatus.OK
+    assert diagnosis(diagnoses, "pairing") is None
 
 
 def test_compressed_images_by_parameter(start_node, vehicle):

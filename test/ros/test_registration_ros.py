@@ -261,6 +261,24 @@ def test_a_camera_that_moved_is_diagnosed_and_others_are_not(start_node, vehicle
     assert not watch._thread.is_alive()
 
 
+def test_a_monitor_that_fails_is_diagnosed_with_the_reason_in_the_log(start_node, vehicle, monkeypatch, capfd):
+    node = start_node(registration__monitor_period_s=0.02)
+    diagnoses = vehicle.listen_to_diagnostics()
+    vehicle.start()
+
+    def sent() -> DiagnosticStatus | None:
+        vehicle.send_pair(vehicle.now_ns())
+        time.sleep(0.04)
+        return registration_of(diagnoses)
+
+    poll(lambda: sent() and node._watch.state(), "a check")
+    monkeypatch.setattr(node._watch._monitor, "check", lambda *images: 1 / 0)
+    found = poll(lambda: (s := sent()) and s.level == DiagnosticStatus.WARN and s, "the diagnosis")
+    assert "the misalignment monitor failed and ended, the log says why" in found.message
+    assert "ZeroDivisionError: division by zero" in capfd.readouterr().err
+    assert {value.key: value.value for value in found.values} == {"source": "homography", "checks": "0"}  # none of old
+
+
 def test_live_topics_are_recorded_for_calibration(vehicle, capsys):
     cameras = drive(TimeOfDay.DAY)
     topics = [vehicle.camera(f"/{camera}/image_raw", matched=False) for camera in ("rgb", "thermal")]
