@@ -61,6 +61,8 @@ class SynchronizerPairing:
 
     @settings.setter
     def settings(self, settings: PairingSettings) -> None:
+        if settings == self._settings:  # a new synchronizer knows no frame that waits
+            return
         self._settings = settings
         self._connect()
 

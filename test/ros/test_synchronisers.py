@@ -81,6 +81,16 @@ def test_the_constant_offset_is_applied_and_settings_may_change():
 
 
 @needs_message_filters
+@pytest.mark.parametrize("policy", ["approximate", "exact"])
+def test_settings_that_stay_cost_no_waiting_frame_its_partner(policy):
+    pairing = SynchronizerPairing(policy, PairingSettings(tolerance_ns=20 * MS))
+    pairing.add_rgb(frame(100), 0)
+    pairing.settings = PairingSettings(tolerance_ns=20 * MS)  # as when another parameter of the node is set
+    pairing.add_thermal(frame(100), 0)
+    assert describe(pairing.take(0)) == [(100, 100)]
+
+
+@needs_message_filters
 def test_a_bag_that_loops_starts_anew():
     """message_filters itself prefers the stale, larger stamps of the first pass: 10 of 300 pairs in the second."""
     pairing = SynchronizerPairing("approximate", PairingSettings(tolerance_ns=10 * MS, capacity=10))
