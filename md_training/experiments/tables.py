@@ -152,6 +152,8 @@ TABLES: dict[TableName, tuple[Row, ...]] = {
         Row("16x, as long as the long teacher", "native-x16", long=True),
         Row("16x, MD", "student-x16"),
         Row("16x, MD, long teacher", "student-x16", long=True),
+        Row("16x, teacher's weights, no transfer", "native-x16", inherits=True),
+        Row("16x, MD, teacher and its weights", "student-x16", inherits=True),
         Row("16x, long teacher's weights, no transfer", "native-x16", long=True, inherits=True),
         Row("16x, MD, long teacher and its weights", "student-x16", long=True, inherits=True),
         Row("16x, MD, lighter", "student-x16", lighter=True),
