@@ -55,8 +55,9 @@ def experiments(
 
     Args:
         table: `fusion` (Tables 1 and 2), `resolution` (3 and 4), `ablation` (7 and 8), `joint`, `start` (what
-            starting from scenes gives on msrs), or `variants` (a teacher that was trained three times as long, and
-            its weights to start from; a lighter student; terms of the distillation without thermal).
+            starting from scenes gives on msrs), `inherit` (what starting from the teacher gives, with the transfer and
+            without), or `variants` (a teacher that was trained three times as long; a lighter student; terms of the
+            distillation without thermal).
         data: What is trained on; msrs, which is small, by 5-fold cross-validation, from the weights on scenes.
         tasks: By default all that the paper has of the data set.
         seeds: Of the runs; a student's teacher has its seed, the long one has seed 1.

@@ -100,6 +100,21 @@ COMPARISONS: dict[TableName, tuple[tuple[str, str], ...]] = {
         ("16x, from scenes", "16x, from scratch"),
         ("teacher, from scenes", "teacher, from scratch"),
     ),
+    "inherit": (
+        ("16x, MD", "16x"),
+        ("16x, steps of the long teacher", "16x"),
+        ("16x, teacher's weights", "16x"),
+        ("16x, MD, teacher's weights", "16x"),
+        ("16x, MD, teacher's weights", "16x, teacher's weights"),
+        ("16x, MD, teacher's weights", "16x, MD"),
+        ("16x, long teacher's weights", "16x"),
+        ("16x, long teacher's weights", "16x, steps of the long teacher"),
+        ("16x, MD, long teacher's weights", "16x"),
+        ("16x, MD, long teacher's weights", "16x, steps of the long teacher"),
+        ("16x, MD, long teacher's weights", "16x, long teacher's weights"),
+        ("16x, MD, long teacher's weights", "16x, MD, long teacher"),
+        ("long teacher", "16x, MD, long teacher's weights"),
+    ),
     "variants": (
         ("16x, MD", "16x"),
         ("16x, MD, long teacher", "16x"),
@@ -111,6 +126,8 @@ COMPARISONS: dict[TableName, tuple[tuple[str, str], ...]] = {
         ("visible-only, MD, long teacher", "visible-only, MD"),
         ("visible-only, MD, weak S", "visible-only"),
         ("visible-only, MD, weak S", "visible-only, MD"),
+        ("visible-only, S (F-MSE)", "visible-only"),
+        ("visible-only, A", "visible-only"),
         ("visible-only, residual blocks, no teacher", "visible-only"),
         ("visible-only, MD", "visible-only, residual blocks, no teacher"),
     ),
@@ -120,7 +137,15 @@ COMPARISONS: dict[TableName, tuple[tuple[str, str], ...]] = {
     ),
 }
 """Labels of rows: the first is hoped to be better."""
-GAP = ("16x, MD", "16x", "teacher")
+GAPS: dict[TableName, tuple[tuple[str, str, str], ...]] = {
+    "resolution": (("16x, MD", "16x", "teacher"),),
+    "inherit": (
+        ("16x, MD, long teacher", "16x", "long teacher"),
+        ("16x, long teacher's weights", "16x", "long teacher"),
+        ("16x, MD, long teacher's weights", "16x", "long teacher"),
+        ("16x, MD, teacher's weights", "16x", "teacher"),
+    ),
+}
 """Labels of student, native and teacher, for the part of the gap that distillation closes."""
 
 
@@ -202,9 +227,11 @@ class Study:
 
         return estimate(mean_difference, self._images(metric, better), len(pairs), self.bootstrap), len(pairs)
 
-    def gap_closed(self, metric: Metric) -> tuple[Estimate, int] | None:
-        """Return the part of the gap between native student and teacher that distillation closes, in percent."""
-        student, native, teacher = GAP
+    def gap_closed(self, metric: Metric, student: str, native: str, teacher: str) -> tuple[Estimate, int] | None:
+        """Return the part of the gap between native student and teacher that a student closes, in percent.
+
+        None where no seed has all three.
+        """
         triples = self._paired(metric, student, native, teacher)
         if not triples:
             return None
@@ -261,14 +288,14 @@ class Study:
                     for what, (found, seeds) in compared
                 ]
                 lines.append("")
-            closed = self.gap_closed(metric) if self.table == "resolution" else None
-            if closed is not None:
-                part, seeds = closed
-                lines += [
-                    f"Of the gap between 16x and the teacher, MD closes {part.value:.0f} % "
-                    f"({part.interval[0]:.0f} to {part.interval[1]:.0f}; {seeds} seeds).",
-                    "",
-                ]
+            for gap in GAPS.get(self.table, ()):
+                if (closed := self.gap_closed(metric, *gap)) is not None:
+                    part, seeds = closed
+                    lines += [
+                        f"Of the gap between {gap[1]} and the {gap[2]}, {gap[0]} closes {part.value:.0f} % "
+                        f"({part.interval[0]:.0f} to {part.interval[1]:.0f}; seeds: {seeds}).",
+                        "",
+                    ]
         return "\n".join([*lines, *self._circumstances()]) + "\n"
 
     def _mean(self, metric: Metric, done: Sequence[Trial], subset: str) -> str:
@@ -327,18 +354,20 @@ class Study:
             }
             for label, task in self.wanted
         ]
-        closed = {
-            metric.title: vars(found[0])
+        closed = [
+            {"metric": metric.title, "student": gap[0], "native": gap[1], "teacher": gap[2]}
+            | {"percent": found[0].value, "interval": found[0].interval, "seeds": found[1]}
             for metric in self.metrics()
-            if self.table == "resolution" and (found := self.gap_closed(metric)) is not None
-        }
+            for gap in GAPS.get(self.table, ())
+            if (found := self.gap_closed(metric, *gap)) is not None
+        ]
         return {
             "table": self.table,
             "data": self.data,
             "schedule": self.schedule,
             "rows": rows,
             "differences": differences,
-            "gap_closed_percent": closed,
+            "gap_closed": closed,
         }
 
     def draw(self, path: Path) -> None:

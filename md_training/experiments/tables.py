@@ -17,7 +17,7 @@ from md_training.models.retinanet import RetinaNetSettings
 from md_training.presets import PRESETS, Run
 
 DataName = Literal["scenes", "msrs", "kaist", "mfnet"]
-TableName = Literal["fusion", "resolution", "ablation", "joint", "start", "variants"]
+TableName = Literal["fusion", "resolution", "ablation", "joint", "start", "inherit", "variants"]
 
 TERMS: dict[str, dict[str, object]] = {
     "md": {},
@@ -147,15 +147,21 @@ TABLES: dict[TableName, tuple[Row, ...]] = {
         Row("teacher, from scratch", "teacher", scratch=True),
         Row("teacher, from scenes", "teacher"),
     ),
+    "inherit": (
+        Row("16x", "native-x16"),
+        Row("16x, steps of the long teacher", "native-x16", long=True),
+        Row("16x, teacher's weights", "native-x16", inherits=True),
+        Row("16x, long teacher's weights", "native-x16", long=True, inherits=True),
+        Row("16x, MD", "student-x16"),
+        Row("16x, MD, teacher's weights", "student-x16", inherits=True),
+        Row("16x, MD, long teacher", "student-x16", long=True),
+        Row("16x, MD, long teacher's weights", "student-x16", long=True, inherits=True),
+        Row("teacher", "teacher"),
+    ),
     "variants": (
         Row("16x", "native-x16"),
-        Row("16x, as long as the long teacher", "native-x16", long=True),
         Row("16x, MD", "student-x16"),
         Row("16x, MD, long teacher", "student-x16", long=True),
-        Row("16x, teacher's weights, no transfer", "native-x16", inherits=True),
-        Row("16x, MD, teacher and its weights", "student-x16", inherits=True),
-        Row("16x, long teacher's weights, no transfer", "native-x16", long=True, inherits=True),
-        Row("16x, MD, long teacher and its weights", "student-x16", long=True, inherits=True),
         Row("16x, MD, lighter", "student-x16", lighter=True),
         Row("visible-only", "native-visible"),
         Row("visible-only, MD", "student-visible"),

@@ -32,7 +32,7 @@ from md_training.experiments.cells import (
     run_cell,
 )
 from md_training.experiments.command import _sigterm_for_all, experiments
-from md_training.experiments.report import COMPARISONS, METRICS, Study
+from md_training.experiments.report import COMPARISONS, GAPS, METRICS, Study
 from md_training.experiments.tables import TABLES, Cell, cells, lighter
 from md_training.miss_rate import read_results
 from md_training.models.networks import make_network, multiply_accumulates
@@ -160,7 +160,7 @@ def test_a_study_compares_what_is_finished_and_says_what_is_not_run(tmp_path: Pa
     assert seeds == 2
     assert estimate.value == pytest.approx(100 * (share["student-x16"] - share["native-x16"]))
     assert estimate.is_above_zero
-    closed = study.gap_closed(MISS_RATE)
+    closed = study.gap_closed(MISS_RATE, *GAPS["resolution"][0])
     assert closed is not None
     expected = (share["student-x16"] - share["native-x16"]) / (1 - share["native-x16"])
     assert closed[0].value == pytest.approx(100 * expected)
@@ -221,14 +221,16 @@ def test_one_long_teacher_teaches_the_students_of_every_seed() -> None:
     long, usual = teacher.run(runs), by_name["detection-teacher-s3"][1].run(runs)
     assert (long.optimisation.steps, usual.optimisation.steps) == (3000, 1000)
     assert long.network == usual.network
-    native = by_name["detection-native-x16-long-s3"][1]
+    other = {cell.name: cell for _, cell in cells("inherit", "scenes", DETECTION, (3,), "small")}
+    native = other["detection-native-x16-long-s3"]
     assert (native.needs, native.run(runs).optimisation) == ((), long.optimisation)
+    assert "detection-teacher-long-s1" in other
     # The students differ in nothing but whom they learn from.
     assert replace(student.run(runs), name="", teachers=()) == replace(short.run(runs), name="", teachers=())
 
 
 def test_a_cell_that_inherits_starts_from_the_weights_of_its_teacher() -> None:
-    by_name = {cell.name: cell for _, cell in cells("variants", "scenes", DETECTION, (2,), "small")}
+    by_name = {cell.name: cell for _, cell in cells("inherit", "scenes", DETECTION, (2,), "small")}
     runs = Path("runs/scenes-small")
     teacher = by_name["detection-teacher-long-s1"]
     for name in ("native-x16", "student-x16"):
@@ -335,9 +337,10 @@ def _corners(image: ScoredBoxes) -> np.ndarray:
 
 
 def test_every_comparison_names_rows_that_there_are() -> None:
-    for table, pairs in COMPARISONS.items():
-        labels = {row.label for row in TABLES[table]}
-        assert {label for pair in pairs for label in pair} <= labels
+    for table in TABLES:
+        labels = {row.label for row, _ in cells(table, "scenes", DETECTION, (1,), "small")}
+        named = [*COMPARISONS[table], *GAPS.get(table, ())]
+        assert {label for group in named for label in group} <= labels
 
 
 @pytest.mark.parametrize(
