@@ -70,9 +70,12 @@ def write_model_card(path: Path, student: Path, manifest: Manifest, checkpoint: 
 def _training(checkpoint: Checkpoint) -> dict[str, str]:
     run = checkpoint.run
     options = run.optimisation
+    weights = "random" if run.backbone_weights == "none" else run.backbone_weights
+    if run.first_weights:
+        weights = f"those of `{Path(run.first_weights).absolute().parent.name}` where they fit, else {weights}"
     return {
         "architecture": f"ResNet-18, {_ARCHITECTURES[run.network.architecture]}",
-        "first weights": "random" if run.backbone_weights == "none" else run.backbone_weights,
+        "first weights": weights,
         "steps": f"{checkpoint.step} of {options.batch_size} images, {options.optimiser}, "
         f"learning rate {options.learning_rate:g}, seed {run.seed}",
     }
