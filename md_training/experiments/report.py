@@ -113,6 +113,9 @@ COMPARISONS: dict[TableName, tuple[tuple[str, str], ...]] = {
         ("16x, MD, long teacher's weights", "16x, steps of the long teacher"),
         ("16x, MD, long teacher's weights", "16x, long teacher's weights"),
         ("16x, MD, long teacher's weights", "16x, MD, long teacher"),
+        ("16x, MD, long teacher, its steps", "16x, steps of the long teacher"),
+        ("16x, MD, long teacher, its steps", "16x, MD, long teacher"),
+        ("long teacher", "16x, steps of the long teacher"),
         ("long teacher", "16x, MD, long teacher's weights"),
     ),
     "variants": (
@@ -144,6 +147,7 @@ GAPS: dict[TableName, tuple[tuple[str, str, str], ...]] = {
         ("16x, long teacher's weights", "16x", "long teacher"),
         ("16x, MD, long teacher's weights", "16x", "long teacher"),
         ("16x, MD, teacher's weights", "16x", "teacher"),
+        ("16x, MD, long teacher, its steps", "16x, steps of the long teacher", "long teacher"),
     ),
 }
 """Labels of student, native and teacher, for the part of the gap that distillation closes."""

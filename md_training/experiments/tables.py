@@ -51,8 +51,9 @@ class Row:
     network without a teacher: what its residual blocks give by themselves. together: one network for all tasks.
     scratch: from the first weights of the preset even where the data set's cells start from those of the scenes.
     long: of a distilled role, under a teacher that was trained LONG_TEACHER times as long; of a native one, that it is
-    trained so long itself. inherits: it starts from the weights of its teacher, and a native role from those of the
-    teacher that its student would have, for the usual steps. lighter: with the `lighter` network. published: by task.
+    trained so long itself. prolonged: a distilled role is trained as long as that teacher, too. inherits: it starts
+    from the weights of its teacher, and a native role from those of the teacher that its student would have, for the
+    usual steps. lighter: with the `lighter` network. published: by task.
     """
 
     label: str
@@ -62,6 +63,7 @@ class Row:
     together: bool = False
     scratch: bool = False
     long: bool = False
+    prolonged: bool = False
     inherits: bool = False
     lighter: bool = False
     published: dict[Task, Published] = field(default_factory=dict)
@@ -156,6 +158,7 @@ TABLES: dict[TableName, tuple[Row, ...]] = {
         Row("16x, MD, teacher's weights", "student-x16", inherits=True),
         Row("16x, MD, long teacher", "student-x16", long=True),
         Row("16x, MD, long teacher's weights", "student-x16", long=True, inherits=True),
+        Row("16x, MD, long teacher, its steps", "student-x16", long=True, prolonged=True),
         Row("teacher", "teacher"),
     ),
     "variants": (
@@ -236,8 +239,8 @@ EVALUATION_SCENES = 1000
 
 @dataclass(frozen=True)
 class Cell:
-    """One training. terms, blocks, scratch, inherits, lighter: as in Row. long: as in Row; of a teacher, that it is the
-    long one. tasks: one, or both at once. fold: of the data set's FOLDS."""
+    """One training. terms, blocks, scratch, prolonged, inherits, lighter: as in Row. long: as in Row; of a teacher,
+    that it is the long one. tasks: one, or both at once. fold: of the data set's FOLDS."""
 
     data: DataName
     role: str
@@ -248,6 +251,7 @@ class Cell:
     schedule: str
     scratch: bool = False
     long: bool = False
+    prolonged: bool = False
     inherits: bool = False
     lighter: bool = False
     fold: int = 0
@@ -257,8 +261,8 @@ class Cell:
         """Return the name of its folder and record: unique in a schedule and data set."""
         kind = "joint" if len(self.tasks) > 1 else self.tasks[0]
         details = "-blocks" if self.blocks else "" if self.terms == "md" else f"-{self.terms}"
-        named = {"-long": self.long, "-inherits": self.inherits, "-lighter": self.lighter}
-        details += "".join(name for name, holds in named.items() if holds)
+        named = ("long", "prolonged", "inherits", "lighter")
+        details += "".join(f"-{name}" for name in named if getattr(self, name))
         start = "-scratch" if self.scratch else ""
         fold = f"-f{self.fold}" if self.data in FOLDS else ""
         return f"{kind}-{self.role}{details}{start}-s{self.seed}{fold}"
@@ -329,7 +333,8 @@ class Cell:
         run = run if schedule is None else _scaled(run, schedule, self.start is not None and not self.inherits)
         if self.lighter:
             run = replace(run, network=lighter(run.network))
-        return _prolonged(run) if self.long and not self.inherits and not self.role.startswith("student") else run
+        itself = self.prolonged if self.is_distilled else self.long and not self.inherits
+        return _prolonged(run) if itself else run
 
 
 def lighter(network: NetworkSettings) -> NetworkSettings:
@@ -414,6 +419,7 @@ def cells(
                     schedule,
                     scratch=row.scratch,
                     long=row.long,
+                    prolonged=row.prolonged,
                     inherits=row.inherits,
                     lighter=row.lighter,
                 )

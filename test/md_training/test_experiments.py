@@ -224,7 +224,9 @@ def test_one_long_teacher_teaches_the_students_of_every_seed() -> None:
     other = {cell.name: cell for _, cell in cells("inherit", "scenes", DETECTION, (3,), "small")}
     native = other["detection-native-x16-long-s3"]
     assert (native.needs, native.run(runs).optimisation) == ((), long.optimisation)
-    assert "detection-teacher-long-s1" in other
+    prolonged = other["detection-student-x16-long-prolonged-s3"]
+    assert [cell.name for cell in prolonged.needs] == ["detection-teacher-long-s1"]
+    assert prolonged.run(runs).optimisation == long.optimisation
     # The students differ in nothing but whom they learn from.
     assert replace(student.run(runs), name="", teachers=()) == replace(short.run(runs), name="", teachers=())
 
