@@ -21,7 +21,7 @@ from md_training.presets import PRESETS, PRESETS_HELP, ROLES, Run
 from md_training.train import Trainer, load_teachers
 
 SIZE = (64, 64)
-PAPER = {name: run for name, (_, run) in PRESETS.items() if name != "scenes-demo"}
+PAPER = {name: run for name, (_, run) in PRESETS.items() if not name.startswith("scenes-demo")}
 SINGLE = {
     *("teacher", "decision", "native-thermal", "native-visible", "student-visible"),
     *(f"{kind}-x{pixels}" for kind in ("native", "student") for pixels in (1, 4, 16, 64)),
