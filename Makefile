@@ -49,12 +49,15 @@ format: setup ## Format the code and correct what ruff can
 	ruff check --fix
 	ruff format
 
-student: setup ## Train, score and export the demo student anew (hours without a GPU)
+student: setup ## Train, score and export the demo students anew (hours without a GPU)
 	@source .ci/env.sh
-	set -x
-	python -m md_training train scenes-demo
-	python -m md_training evaluate runs/scenes-demo/checkpoint.pt
-	python -m md_training export runs/scenes-demo/checkpoint.pt --out md_perception/students/demo.onnx --compress-weights
+	for name in demo demo-visible; do
+		set -x
+		python -m md_training train scenes-$$name
+		python -m md_training evaluate runs/scenes-$$name/checkpoint.pt
+		python -m md_training export runs/scenes-$$name/checkpoint.pt --out md_perception/students/$$name.onnx --compress-weights
+		{ set +x; } 2> /dev/null
+	done
 
 clean: ## Remove all that was built and made, except .venv
 	rm -rf build install log demo .mypy_cache .pytest_cache .ruff_cache .hypothesis

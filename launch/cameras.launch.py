@@ -26,7 +26,7 @@ ARGUMENTS = (
     ),
     DeclareLaunchArgument("thermal_topic", default_value="thermal/image_raw", description="thermal images, like these"),
     DeclareLaunchArgument("student", default_value="", description="student file (.onnx) for RGB and thermal"),
-    DeclareLaunchArgument("visible_student", default_value="", description="student file (.onnx) for RGB alone"),
+    DeclareLaunchArgument("visible_student", default_value="", description="student (.onnx) for RGB alone, or demo"),
     DeclareLaunchArgument("thermal_student", default_value="", description="student file (.onnx) for thermal alone"),
     DeclareLaunchArgument(
         "log_level",

@@ -39,7 +39,7 @@ ARGUMENTS = (
     ),
     DeclareLaunchArgument("calibration", default_value="", description="parameter file that md_calibrate has written"),
     DeclareLaunchArgument("student", default_value="", description="student file (.onnx) for RGB and thermal"),
-    DeclareLaunchArgument("visible_student", default_value="", description="student file (.onnx) for RGB alone"),
+    DeclareLaunchArgument("visible_student", default_value="", description="student (.onnx) for RGB alone, or demo"),
     DeclareLaunchArgument("thermal_student", default_value="", description="student file (.onnx) for thermal alone"),
     DeclareLaunchArgument(
         "mask_encoding",

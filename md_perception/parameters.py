@@ -14,6 +14,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from md_perception.inference.session import SessionSettings
+from md_perception.inference.student_file import DEMO_STUDENT, DEMO_VISIBLE_STUDENT
 from md_perception.outputs import autoware
 from md_perception.outputs.ground import CameraPose, ClassGroup, GroundSettings
 from md_perception.outputs.navigation import (
@@ -301,14 +302,15 @@ TABLE: tuple[Declaration, ...] = (
     Declaration(
         "student.file",
         "",
-        "file (.onnx) of the student, which runs on RGB and thermal, or on RGB alone if that is all it takes; empty: "
-        "the demo student of this package",
+        "file (.onnx) of the student, which runs on RGB and thermal, or on RGB alone if that is all it takes; empty or "
+        "demo: the demo student of this package",
         read_only=True,
     ),
     Declaration(
         "student.visible_file",
         "",
-        "file (.onnx) of a student that runs on RGB alone, for the time when thermal is lost; empty: none",
+        "file (.onnx) of a student that runs on RGB alone, for the time when thermal is lost; empty: none; demo: that "
+        "of this package",
         read_only=True,
     ),
     Declaration(
@@ -748,6 +750,19 @@ class Parameters:
         """Return the topic of a camera's images, before remapping."""
         transport = self.rgb_transport if camera == "rgb" else self.thermal_transport
         return f"{camera}/image_raw/compressed" if transport == "compressed" else f"{camera}/image_raw"
+
+    def student_files(self) -> dict[str, Path]:
+        """Return the files of the students by parameter, student.file first; `demo` names one of this package."""
+        named = {
+            "student.file": (self.student_file or "demo", DEMO_STUDENT),
+            "student.visible_file": (self.student_visible_file, DEMO_VISIBLE_STUDENT),
+            "student.thermal_file": (self.student_thermal_file, None),
+        }
+        return {
+            parameter: demo if demo is not None and name == "demo" else Path(name).expanduser()
+            for parameter, (name, demo) in named.items()
+            if name
+        }
 
     def session_settings(self) -> SessionSettings:
         """Return how students are run."""

@@ -204,8 +204,9 @@ def _job(options: argparse.Namespace) -> Job:
             rename=_assignments(options.truth_rename),
         )
     students = [path for given in options.student or [] for path in given]
+    files = parameters.student_files()
     if not students and parameters.student_file:
-        students = [Path(parameters.student_file).expanduser()]
+        students = [files["student.file"]]
     if not students:
         raise ParameterError("say which student: --student FILE, or student.file among the parameters")
     by_name = named([*students, *([options.teacher] if options.teacher else [])])
@@ -214,8 +215,8 @@ def _job(options: argparse.Namespace) -> Job:
         raise ParameterError(f"--baseline {options.baseline}: the students are {', '.join(by_name)}")
     return Job(
         students=by_name,
-        visible_student=_file(options.visible_student, parameters.student_visible_file),
-        thermal_student=_file(options.thermal_student, parameters.student_thermal_file),
+        visible_student=options.visible_student or files.get("student.visible_file"),
+        thermal_student=options.thermal_student or files.get("student.thermal_file"),
         teacher=teacher,
         parameters=parameters,
         providers=tuple(options.providers),
@@ -227,10 +228,6 @@ def _job(options: argparse.Namespace) -> Job:
         simulation=Simulation.parse(options.simulate) if options.simulate else Simulation(),
         with_results=options.result_bag,
     )
-
-
-def _file(given: Path | None, parameter: str) -> Path | None:
-    return given or (Path(parameter).expanduser() if parameter else None)
 
 
 def _assignments(given: Sequence[str] | None) -> Mapping[str, str]:

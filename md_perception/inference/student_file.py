@@ -16,6 +16,12 @@ MAX_FILE_BYTES = 512 * 1024 * 1024
 MAX_SIDE = 16384
 """Largest fixed dimension of an image, px, and most rows of a fixed output."""
 
+DEMO_STUDENT = Path(__file__).parents[1] / "students" / "demo.onnx"
+"""The student of this package, on RGB and thermal: what runs where no other is given."""
+
+DEMO_VISIBLE_STUDENT = DEMO_STUDENT.with_name("demo-visible.onnx")
+"""Its companion on RGB alone, for the time when thermal is lost."""
+
 OPERATORS = frozenset(
     """
     Abs Add And Ceil Clip Cos Div Elu Equal Erf Exp Floor Gelu Greater GreaterOrEqual HardSigmoid HardSwish IsInf IsNaN

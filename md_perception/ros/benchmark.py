@@ -28,9 +28,9 @@ from rclpy.utilities import get_rmw_implementation_identifier
 import md_perception
 from md_perception.bags.types import DETECTIONS, IMAGE, STATUS, TopicQos
 from md_perception.files import write_whole
+from md_perception.inference.student_file import DEMO_STUDENT
 from md_perception.metrics.latency import machine
 from md_perception.parameters import TABLE
-from md_perception.ros.environment import DEMO_STUDENT
 from md_perception.ros.harness import (
     INTERRUPTION,
     RESULTS,

@@ -32,11 +32,11 @@ from md_perception.bags.results import (
 from md_perception.bags.types import DETECTIONS, DIAGNOSTICS, IMAGE, LABEL_INFO, STATUS, TopicQos
 from md_perception.inference.manifest import Manifest, ManifestError
 from md_perception.inference.onnx_file import OnnxFile, OnnxFileError
+from md_perception.inference.student_file import DEMO_STUDENT
 from md_perception.labels import DETECTION, SEGMENTATION, ClassList
 from md_perception.metrics.latency import machine, nearest_rank
 from md_perception.outputs.overlay import colours_of, draw
 from md_perception.results import Detections, Mode, UInt8Image
-from md_perception.ros.environment import DEMO_STUDENT
 from md_perception.ros.harness import (
     CAMERAS,
     RESULTS,

@@ -4,9 +4,6 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-DEMO_STUDENT = Path(__file__).parents[1] / "students" / "demo.onnx"
-"""What the node runs where no student is given."""
-
 
 def config_file(name: str) -> Path:
     """Return a file of config/, of this checkout or as installed."""

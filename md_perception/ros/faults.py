@@ -19,9 +19,9 @@ from md_perception.bags.read import Bag
 from md_perception.bags.results import headers_of, order_problems
 from md_perception.bags.types import DETECTIONS, STATUS
 from md_perception.bags.write import BagError
+from md_perception.inference.student_file import DEMO_STUDENT
 from md_perception.metrics.latency import machine
 from md_perception.results import Camera, Mode
-from md_perception.ros.environment import DEMO_STUDENT
 from md_perception.ros.harness import (
     CAMERAS,
     RESULTS,

@@ -43,7 +43,6 @@ from md_perception.ros import diagnostics, parameters, qos, security, tracing
 from md_perception.ros.alignment_watch import AlignmentWatch
 from md_perception.ros.camera_input import CameraInput
 from md_perception.ros.clocks import Metronome, arrival_clock
-from md_perception.ros.environment import DEMO_STUDENT
 from md_perception.ros.publishers import Publishers
 from md_perception.ros.synchronisers import SynchronizerPairing
 from md_perception.ros.worker import WORKER_THREAD, Worker
@@ -259,20 +258,14 @@ class PerceptionNode(LifecycleNode):
 
     def _load_students(self, wanted: Parameters) -> dict[Mode, Student]:
         students: dict[Mode, Student] = {}
-        for parameter, file in (
-            ("student.file", wanted.student_file or str(DEMO_STUDENT)),
-            ("student.visible_file", wanted.student_visible_file),
-            ("student.thermal_file", wanted.student_thermal_file),
-        ):
-            if not file:
-                continue
+        for parameter, file in wanted.student_files().items():
             start = time.monotonic()
             self.get_logger().info(f"loading student {file}")
-            path, settings = Path(file).expanduser(), wanted.session_settings()
+            settings = wanted.session_settings()
             load = Student.load if self._shared is None else self._shared.load
             if self._shared is None:  # one camera has no batches to prepare the student for
                 settings = replace(settings, max_batch=1)
-            student = self._unless_ending(partial(load, path, settings))
+            student = self._unless_ending(partial(load, file, settings))
             mode = mode_of(student)
             if mode in students or mode is not _MODE_OF_FILE.get(parameter, mode):
                 raise ConfigurationError(

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 
 from md_perception.bags.types import DETECTIONS, IMAGE, STATUS, TopicQos
+from md_perception.inference.student_file import DEMO_STUDENT
 from md_perception.metrics.latency import machine
 from md_perception.results import Mode
 from md_perception.ros.cameras import Cameras
-from md_perception.ros.environment import DEMO_STUDENT
 from md_perception.ros.harness import (
     INTERRUPTION,
     RESULTS,

@@ -3,8 +3,8 @@
 from functools import cache
 
 from md_perception.inference.session import SessionSettings, Student
+from md_perception.inference.student_file import DEMO_STUDENT
 from md_perception.results import StudentOutput
-from md_perception.ros.environment import DEMO_STUDENT
 from md_perception.scenes import RgbView, Scene, render_thermal
 from md_perception.sensing.registration import sampling_matrix
 from md_perception.sensing.thermal import percentile_range, resize_to_sensor, to_8bit

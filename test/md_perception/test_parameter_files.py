@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from md_perception.inference.session import SessionSettings
+from md_perception.inference.student_file import DEMO_STUDENT, DEMO_VISIBLE_STUDENT
 from md_perception.parameters import ParameterError, Parameters
 
 CONFIG = Path(__file__).parents[2] / "config"
@@ -29,6 +30,18 @@ def test_sections_of_namespaces_and_changes_beside_the_file_are_read(tmp_path: P
     found = Parameters.read(path, {"thermal.range": "[280.0, 320.0]", "thermal.encoding": "centikelvin"})
     assert (found.pairing_tolerance_s, found.thermal_range) == (0.02, [280.0, 320.0])
     assert found.pairing_settings().tolerance_ns == 20_000_000
+
+
+def test_the_students_of_this_package_have_a_name() -> None:
+    def files(**cameras: str) -> dict[str, Path]:
+        return Parameters.read(changes={f"student.{name}": file for name, file in cameras.items()}).student_files()
+
+    both = {"student.file": DEMO_STUDENT, "student.visible_file": DEMO_VISIBLE_STUDENT}
+    assert files() == {"student.file": DEMO_STUDENT}
+    assert files(file="demo", visible_file="demo") == both
+    given = files(visible_file="~/visible.onnx", thermal_file="demo")  # there is no such student of this package
+    assert given["student.visible_file"] == Path.home() / "visible.onnx"
+    assert given["student.thermal_file"] == Path("demo")
 
 
 def test_students_are_run_as_the_parameters_say(monkeypatch: pytest.MonkeyPatch) -> None:

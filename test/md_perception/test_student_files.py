@@ -24,9 +24,9 @@ from md_perception.inference import onnx_file, session
 from md_perception.inference.manifest import MANIFEST_KEY, Manifest, ManifestError
 from md_perception.inference.onnx_file import OnnxFile, OnnxFileError
 from md_perception.inference.session import OPERATORS, SessionSettings, Student, StudentError
+from md_perception.inference.student_file import DEMO_STUDENT
 
 CPU = SessionSettings(providers=("cpu",), threads=1)
-DEMO = Path(session.__file__).parents[1] / "students" / "demo.onnx"
 BRANCH = helper.make_graph([], "branch", [], [])
 
 
@@ -229,7 +229,7 @@ def test_the_format_of_onnx_runtime_itself_cannot_pass_for_a_student(tmp_path: P
 
 
 def test_the_demo_student_and_its_operators_are_accepted() -> None:
-    file = OnnxFile.parse(DEMO.read_bytes())
+    file = OnnxFile.parse(DEMO_STUDENT.read_bytes())
     assert file.foreign == set()
     assert {operator for _, operator in file.operators} <= OPERATORS
     assert file.weights_sha256() == Manifest.from_metadata(file.metadata, "demo").weights_sha256
@@ -432,6 +432,7 @@ from onnx import numpy_helper
 from tiny_student import set_manifest, tiny_manifest, tiny_model
 from md_perception.inference.manifest import ManifestError
 from md_perception.inference.session import OPERATORS, SessionSettings, Student, StudentError
+from md_perception.inference.student_file import DEMO_STUDENT
 
 onnxruntime.set_default_logger_severity(4)
 refused = ran = 0

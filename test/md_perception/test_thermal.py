@@ -1,5 +1,4 @@
 import time
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -11,6 +10,7 @@ from image_messages import compressed_message, image_message
 from tiny_student import write_tiny_student
 
 from md_perception.inference.session import SessionSettings, Student
+from md_perception.inference.student_file import DEMO_STUDENT
 from md_perception.results import StudentOutput, UInt8Image
 from md_perception.scenes import SceneSettings, TimeOfDay, render_frame
 from md_perception.sensing.images import ImageError
@@ -156,9 +156,6 @@ def test_a_student_answers_alike_to_every_encoding(sent: str, tiny: Student) -> 
     # Its scores are the mean of the image / 255, / 510 and / 1020: one grey level at most, and rounding goes both ways.
     np.testing.assert_allclose(found.scores, trained.scores, atol=0.1 / 255)
     np.testing.assert_array_equal(found.boxes, trained.boxes)
-
-
-DEMO_STUDENT = Path(__file__).parents[2] / "md_perception" / "students" / "demo.onnx"
 
 
 def changes(before: StudentOutput, after: StudentOutput) -> np.ndarray:

@@ -23,11 +23,12 @@ from vision_msgs.msg import Detection2DArray
 
 from md_perception.inference import engine_cache
 from md_perception.inference.sharing import SharedStudents
+from md_perception.inference.student_file import DEMO_STUDENT
 from md_perception.msg import PerceptionStatus
 from md_perception.ros import camera_group, node
 from md_perception.ros.alignment_watch import AlignmentWatch
 from md_perception.ros.benchmark import PROBE_STUDENT
-from md_perception.ros.environment import DEMO_STUDENT, node_environment
+from md_perception.ros.environment import node_environment
 from md_perception.ros.node import PerceptionNode
 from md_perception.sensing.misalignment import MisalignmentSettings
 

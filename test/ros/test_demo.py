@@ -31,6 +31,7 @@ from md_perception.bags.results import (
 from md_perception.bags.types import DETECTIONS, IMAGE, LABEL_INFO, STATUS, TopicQos
 from md_perception.bags.write import BagWriter
 from md_perception.inference.session import SessionSettings, Student
+from md_perception.inference.student_file import DEMO_STUDENT
 from md_perception.labels import DETECTION, SEGMENTATION
 from md_perception.outputs.messages import MessageBuilder, NodeStatus
 from md_perception.pipeline import Pipeline, PipelineSettings
@@ -46,7 +47,6 @@ from md_perception.ros.demo import (
 from md_perception.ros.harness import Accounting, Child, RunError
 from md_perception.sensing.images import stamp_ns
 
-DEMO_STUDENT = Path(__file__).parents[2] / "md_perception" / "students" / "demo.onnx"
 GOOD = Accounting(in_bag=100, played=100, received=97, processed=40, dropped=50, unpaired=5, rejected=2, results=40)
 HEADERS = {(1_000_000_000, "camera"): 1, (2_000_000_000, "camera"): 1}
 

@@ -846,6 +846,14 @@ def test_a_frozen_thermal_camera_is_found_out(start_node, vehicle, students):
     run_until(vehicle, lambda s: s.mode == PerceptionStatus.MODE_FUSED, vehicle.send_pair)
 
 
+def test_the_demo_student_has_a_companion_without_thermal(start_node, vehicle, capfd):
+    start_node(student__file="demo", student__visible_file="demo")
+    assert vehicle.configure()
+    log = capfd.readouterr().err
+    assert "student scenes-demo (FUSED, detection and segmentation)" in log
+    assert "student scenes-demo-visible (VISIBLE_ONLY, detection and segmentation)" in log
+
+
 def test_a_visible_only_student_by_itself_needs_no_thermal_topic(start_node, vehicle, students):
     start_node(student__file=str(students["visible"]))
     vehicle.start()
