@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from md_perception.inference.session import SessionSettings
-from md_perception.inference.student_file import DEMO_STUDENT, DEMO_VISIBLE_STUDENT
+from md_perception.inference.student_file import DEMO_STUDENT, DEMO_VISIBLE_STUDENT, student_path
 from md_perception.outputs import autoware
 from md_perception.outputs.ground import CameraPose, ClassGroup, GroundSettings
 from md_perception.outputs.navigation import (
@@ -758,11 +758,7 @@ class Parameters:
             "student.visible_file": (self.student_visible_file, DEMO_VISIBLE_STUDENT),
             "student.thermal_file": (self.student_thermal_file, None),
         }
-        return {
-            parameter: demo if demo is not None and name == "demo" else Path(name).expanduser()
-            for parameter, (name, demo) in named.items()
-            if name
-        }
+        return {parameter: student_path(name, demo) for parameter, (name, demo) in named.items() if name}
 
     def session_settings(self) -> SessionSettings:
         """Return how students are run."""

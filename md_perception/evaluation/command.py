@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, get_args
@@ -34,6 +35,7 @@ from md_perception.evaluation.sweep import PAPER_PRICES, PriceError, PriceList, 
 from md_perception.evaluation.truth import Kind, Match, TruthSpec
 from md_perception.inference.manifest import ManifestError
 from md_perception.inference.session import StudentError
+from md_perception.inference.student_file import DEMO_VISIBLE_STUDENT, student_path
 from md_perception.parameters import ParameterError, Parameters
 
 NOT_MET = 3
@@ -250,13 +252,19 @@ def _parser() -> argparse.ArgumentParser:
     students = parser.add_argument_group("students")
     students.add_argument(
         "--student",
-        type=Path,
+        type=student_path,
         nargs="+",
         action="append",
         metavar="FILE",
-        help="one or more, called as their files; the first decides the modes, and is the one in service",
+        help="one or more, called as their files; the first decides the modes, and is the one in service; demo: that "
+        "of this package",
     )
-    students.add_argument("--visible-student", type=Path, metavar="FILE", help="takes over while thermal is lost")
+    students.add_argument(
+        "--visible-student",
+        type=partial(student_path, demo=DEMO_VISIBLE_STUDENT),
+        metavar="FILE",
+        help="takes over while thermal is lost; demo: that of this package",
+    )
     students.add_argument("--thermal-student", type=Path, metavar="FILE", help="takes over while RGB is lost")
     students.add_argument("--teacher", type=Path, metavar="FILE", help="whose answers the students' are compared with")
     students.add_argument(

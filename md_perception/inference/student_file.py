@@ -22,6 +22,12 @@ DEMO_STUDENT = Path(__file__).parents[1] / "students" / "demo.onnx"
 DEMO_VISIBLE_STUDENT = DEMO_STUDENT.with_name("demo-visible.onnx")
 """Its companion on RGB alone, for the time when thermal is lost."""
 
+
+def student_path(name: str, demo: Path | None = DEMO_STUDENT) -> Path:
+    """Return the file that a user names: `demo` is the given one of this package, if there is one."""
+    return demo if demo is not None and name == "demo" else Path(name).expanduser()
+
+
 OPERATORS = frozenset(
     """
     Abs Add And Ceil Clip Cos Div Elu Equal Erf Exp Floor Gelu Greater GreaterOrEqual HardSigmoid HardSwish IsInf IsNaN

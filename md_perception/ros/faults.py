@@ -11,6 +11,7 @@ import shutil
 import sys
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from md_perception.bags.injection import Injection, Kind, to_kelvin, write_injected
@@ -19,7 +20,7 @@ from md_perception.bags.read import Bag
 from md_perception.bags.results import headers_of, order_problems
 from md_perception.bags.types import DETECTIONS, STATUS
 from md_perception.bags.write import BagError
-from md_perception.inference.student_file import DEMO_STUDENT
+from md_perception.inference.student_file import DEMO_STUDENT, DEMO_VISIBLE_STUDENT, student_path
 from md_perception.metrics.latency import machine
 from md_perception.results import Camera, Mode
 from md_perception.ros.harness import (
@@ -391,7 +392,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, default=Path("log/faults"), help="folder for logs and reports")
     parser.add_argument("--student", type=Path, default=DEMO_STUDENT, help="fused student; the demo student by default")
-    parser.add_argument("--visible-student", type=Path, help="for RGB alone; without one thermal's loss is STALE")
+    parser.add_argument(
+        "--visible-student",
+        type=partial(student_path, demo=DEMO_VISIBLE_STUDENT),
+        help="for RGB alone, or demo; without one thermal's loss is STALE",
+    )
     parser.add_argument("--thermal-student", type=Path, help="for thermal alone; without one RGB's loss is STALE")
     parser.add_argument("--bag", type=Path, help="of both cameras, thermal in 8 bit or centikelvin; default: scenes")
     parser.add_argument(
