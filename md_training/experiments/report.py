@@ -146,7 +146,6 @@ GAPS: dict[TableName, tuple[tuple[str, str, str], ...]] = {
         ("16x, MD, long teacher", "16x", "long teacher"),
         ("16x, long teacher's weights", "16x", "long teacher"),
         ("16x, MD, long teacher's weights", "16x", "long teacher"),
-        ("16x, MD, teacher's weights", "16x", "teacher"),
         ("16x, MD, long teacher, its steps", "16x, steps of the long teacher", "long teacher"),
     ),
 }
