@@ -199,8 +199,10 @@ class Student:
                 raise StudentError(f"student {self.path} takes RGB images: none was given")
             feeds["rgb"] = np.ascontiguousarray(rgb)[None]
         if self.uses_thermal:
-            if thermal is None or (self.uses_rgb and rgb_to_thermal is None):
+            if thermal is None:
                 raise StudentError(f"student {self.path} takes thermal images: none was given")
+            if self.uses_rgb and rgb_to_thermal is None:
+                raise StudentError(f"student {self.path} brings thermal to RGB: it needs the matrix rgb_to_thermal")
             feeds["thermal"] = np.ascontiguousarray(thermal)[None]
         if self.uses_rgb and self.uses_thermal:
             feeds["rgb_to_thermal"] = np.asarray(rgb_to_thermal, np.float32)[None]

@@ -107,6 +107,8 @@ def test_a_fused_student_does_not_run_without_thermal(tmp_path: Path, pair: tupl
         student.run(pair[0])
     with pytest.raises(StudentError, match="give their size"):
         student.warm_up((64, 48))
+    with pytest.raises(StudentError, match="it needs the matrix rgb_to_thermal"):
+        student.run(*pair[:2])
 
 
 def test_an_error_of_the_runtime_is_a_student_error_with_file_and_provider(tmp_path: Path, pair: tuple) -> None:
