@@ -50,10 +50,9 @@ class Row:
     label: as printed. role: of presets.ROLES. terms: of TERMS, for a distilled role. blocks: the distilled student's
     network without a teacher: what its residual blocks give by themselves. together: one network for all tasks.
     scratch: from the first weights of the preset even where the data set's cells start from those of the scenes.
-    long: of a distilled role, under a teacher that was trained LONG_TEACHER times as long; of a native one, that it is
-    trained so long itself. prolonged: a distilled role is trained as long as that teacher, too. inherits: it starts
-    from the weights of its teacher, and a native role from those of the teacher that its student would have, for the
-    usual steps. lighter: with the `lighter` network. published: by task.
+    long: for LONG_TIMES the steps of the schedule. long_teacher: its teacher is the one of LONG_TEACHER_SEED that is
+    trained so long, not that of its own seed and steps. inherits: it starts from the weights of its teacher, a native
+    role from those of the teacher that its student would have. lighter: with the `lighter` network. published: by task.
     """
 
     label: str
@@ -63,7 +62,7 @@ class Row:
     together: bool = False
     scratch: bool = False
     long: bool = False
-    prolonged: bool = False
+    long_teacher: bool = False
     inherits: bool = False
     lighter: bool = False
     published: dict[Task, Published] = field(default_factory=dict)
@@ -153,22 +152,22 @@ TABLES: dict[TableName, tuple[Row, ...]] = {
         Row("16x", "native-x16"),
         Row("16x, steps of the long teacher", "native-x16", long=True),
         Row("16x, teacher's weights", "native-x16", inherits=True),
-        Row("16x, long teacher's weights", "native-x16", long=True, inherits=True),
+        Row("16x, long teacher's weights", "native-x16", long_teacher=True, inherits=True),
         Row("16x, MD", "student-x16"),
         Row("16x, MD, teacher's weights", "student-x16", inherits=True),
-        Row("16x, MD, long teacher", "student-x16", long=True),
-        Row("16x, MD, long teacher's weights", "student-x16", long=True, inherits=True),
-        Row("16x, MD, long teacher, its steps", "student-x16", long=True, prolonged=True),
+        Row("16x, MD, long teacher", "student-x16", long_teacher=True),
+        Row("16x, MD, long teacher's weights", "student-x16", long_teacher=True, inherits=True),
+        Row("16x, MD, long teacher, its steps", "student-x16", long=True, long_teacher=True),
         Row("teacher", "teacher"),
     ),
     "variants": (
         Row("16x", "native-x16"),
         Row("16x, MD", "student-x16"),
-        Row("16x, MD, long teacher", "student-x16", long=True),
+        Row("16x, MD, long teacher", "student-x16", long_teacher=True),
         Row("16x, MD, lighter", "student-x16", lighter=True),
         Row("visible-only", "native-visible"),
         Row("visible-only, MD", "student-visible"),
-        Row("visible-only, MD, long teacher", "student-visible", long=True),
+        Row("visible-only, MD, long teacher", "student-visible", long_teacher=True),
         Row("visible-only, MD, weak S", "student-visible", "s-weak"),
         Row("visible-only, S (F-MSE)", "student-visible", "s-f-mse"),
         Row("visible-only, A", "student-visible", "a"),
@@ -176,10 +175,10 @@ TABLES: dict[TableName, tuple[Row, ...]] = {
         Row("teacher", "teacher"),
     ),
 }
-LONG_TEACHER = 3
-"""Times the steps of the schedule: of the one teacher, of seed LONG_TEACHER_SEED, that is trained longer than its
-students, which themselves have the schedule and the seeds of the others."""
+LONG_TIMES = 3
+"""The steps of long runs, in those of the schedule."""
 LONG_TEACHER_SEED = 1
+"""Of the one long teacher, whose students have the seeds of the others."""
 
 
 @dataclass(frozen=True)
@@ -239,8 +238,8 @@ EVALUATION_SCENES = 1000
 
 @dataclass(frozen=True)
 class Cell:
-    """One training. terms, blocks, scratch, prolonged, inherits, lighter: as in Row. long: as in Row; of a teacher,
-    that it is the long one. tasks: one, or both at once. fold: of the data set's FOLDS."""
+    """One training. terms, blocks, scratch, long, long_teacher, inherits, lighter: as in Row. tasks: one, or both at
+    once. fold: of the data set's FOLDS."""
 
     data: DataName
     role: str
@@ -251,7 +250,7 @@ class Cell:
     schedule: str
     scratch: bool = False
     long: bool = False
-    prolonged: bool = False
+    long_teacher: bool = False
     inherits: bool = False
     lighter: bool = False
     fold: int = 0
@@ -261,8 +260,8 @@ class Cell:
         """Return the name of its folder and record: unique in a schedule and data set."""
         kind = "joint" if len(self.tasks) > 1 else self.tasks[0]
         details = "-blocks" if self.blocks else "" if self.terms == "md" else f"-{self.terms}"
-        named = ("long", "prolonged", "inherits", "lighter")
-        details += "".join(f"-{name}" for name in named if getattr(self, name))
+        named = ("long_teacher", "long", "inherits", "lighter")
+        details += "".join(f"-{name.replace('_', '-')}" for name in named if getattr(self, name))
         start = "-scratch" if self.scratch else ""
         fold = f"-f{self.fold}" if self.data in FOLDS else ""
         return f"{kind}-{self.role}{details}{start}-s{self.seed}{fold}"
@@ -297,10 +296,9 @@ class Cell:
         return tuple(dict.fromkeys((*self.teachers, *first)))
 
     def _taught_by(self, task: Task) -> "Cell":
-        seed = LONG_TEACHER_SEED if self.long else self.seed
-        return Cell(
-            self.data, "teacher", (task,), "md", False, seed, self.schedule, self.scratch, self.long, fold=self.fold
-        )
+        seed = LONG_TEACHER_SEED if self.long_teacher else self.seed
+        long, fold = self.long_teacher, self.fold
+        return Cell(self.data, "teacher", (task,), "md", False, seed, self.schedule, self.scratch, long, fold=fold)
 
     def run(self, folder: Path, weights: str = "") -> Run:
         """Return the run. folder: of all cells' folders. weights: first ones of the backbone instead of the preset's.
@@ -333,8 +331,7 @@ class Cell:
         run = run if schedule is None else _scaled(run, schedule, self.start is not None and not self.inherits)
         if self.lighter:
             run = replace(run, network=lighter(run.network))
-        itself = self.prolonged if self.is_distilled else self.long and not self.inherits
-        return _prolonged(run) if itself else run
+        return _prolonged(run) if self.long else run
 
 
 def lighter(network: NetworkSettings) -> NetworkSettings:
@@ -354,8 +351,8 @@ def lighter(network: NetworkSettings) -> NetworkSettings:
 
 
 def _prolonged(run: Run) -> Run:
-    steps = LONG_TEACHER * run.optimisation.steps
-    evaluate_every = LONG_TEACHER * run.evaluate_every
+    steps = LONG_TIMES * run.optimisation.steps
+    evaluate_every = LONG_TIMES * run.evaluate_every
     return replace(run, optimisation=replace(run.optimisation, steps=steps), evaluate_every=evaluate_every)
 
 
@@ -419,7 +416,7 @@ def cells(
                     schedule,
                     scratch=row.scratch,
                     long=row.long,
-                    prolonged=row.prolonged,
+                    long_teacher=row.long_teacher,
                     inherits=row.inherits,
                     lighter=row.lighter,
                 )

@@ -212,7 +212,7 @@ def test_cells_on_msrs_start_from_those_on_scenes() -> None:
 def test_one_long_teacher_teaches_the_students_of_every_seed() -> None:
     every = cells("variants", "scenes", DETECTION, (2, 3), "small")
     by_name = {cell.name: (row, cell) for row, cell in every}
-    student, short = (by_name[f"detection-student-x16{name}-s3"][1] for name in ("-long", ""))
+    student, short = (by_name[f"detection-student-x16{name}-s3"][1] for name in ("-long-teacher", ""))
     assert [teacher.name for teacher in student.teachers] == ["detection-teacher-long-s1"]
     assert [teacher.name for teacher in short.teachers] == ["detection-teacher-s3"]
     row, teacher = by_name["detection-teacher-long-s1"]
@@ -224,9 +224,9 @@ def test_one_long_teacher_teaches_the_students_of_every_seed() -> None:
     other = {cell.name: cell for _, cell in cells("inherit", "scenes", DETECTION, (3,), "small")}
     native = other["detection-native-x16-long-s3"]
     assert (native.needs, native.run(runs).optimisation) == ((), long.optimisation)
-    prolonged = other["detection-student-x16-long-prolonged-s3"]
-    assert [cell.name for cell in prolonged.needs] == ["detection-teacher-long-s1"]
-    assert prolonged.run(runs).optimisation == long.optimisation
+    student_too = other["detection-student-x16-long-teacher-long-s3"]
+    assert [cell.name for cell in student_too.needs] == ["detection-teacher-long-s1"]
+    assert student_too.run(runs).optimisation == long.optimisation
     # The students differ in nothing but whom they learn from.
     assert replace(student.run(runs), name="", teachers=()) == replace(short.run(runs), name="", teachers=())
 
@@ -236,14 +236,14 @@ def test_a_cell_that_inherits_starts_from_the_weights_of_its_teacher() -> None:
     runs = Path("runs/scenes-small")
     teacher = by_name["detection-teacher-long-s1"]
     for name in ("native-x16", "student-x16"):
-        cell = by_name[f"detection-{name}-long-inherits-s2"]
+        cell = by_name[f"detection-{name}-long-teacher-inherits-s2"]
         assert cell.needs == (teacher,)  # once, also where it is the teacher as well
         assert list(by_name).index(teacher.name) < list(by_name).index(cell.name)
         run = cell.run(runs)
         assert run.first_weights == "runs/scenes-small/detection-teacher-long-s1/checkpoint.pt"
         assert run.optimisation.steps == 1000  # it is no fine-tuning: the schedule is that of the others
         assert bool(run.teachers) == (name == "student-x16")
-    own = replace(by_name["detection-native-x16-long-inherits-s2"], long=False)
+    own = replace(by_name["detection-native-x16-long-teacher-inherits-s2"], long_teacher=False)
     assert [cell.name for cell in own.needs] == ["detection-teacher-s2"]
 
 
