@@ -16,7 +16,7 @@ from md_perception.bags.scenes import StreetOptions, make_from_scenes
 from md_perception.evaluation.chunks import Evaluator
 from md_perception.evaluation.job import Job
 from md_perception.inference.session import SessionSettings, Student
-from md_perception.inference.student_file import DEMO_STUDENT
+from md_perception.inference.student_file import DEMO_STUDENT, student_path
 from md_perception.results import Float32Array, StudentOutput, UInt8Image
 
 
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print the cost; return 0."""
     parser = argparse.ArgumentParser(prog="python -m md_perception.evaluation.benchmark", description=__doc__)
     parser.add_argument("bag", type=Path, nargs="?", metavar="BAG")
-    parser.add_argument("--student", type=Path, default=DEMO_STUDENT, metavar="FILE")
+    parser.add_argument("--student", type=student_path, default=DEMO_STUDENT, metavar="FILE")
     parser.add_argument("--frames", type=int, default=120, metavar="N", help="of the bag that is made")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:

@@ -28,7 +28,7 @@ from rclpy.utilities import get_rmw_implementation_identifier
 import md_perception
 from md_perception.bags.types import DETECTIONS, IMAGE, STATUS, TopicQos
 from md_perception.files import write_whole
-from md_perception.inference.student_file import DEMO_STUDENT
+from md_perception.inference.student_file import DEMO_STUDENT, student_path
 from md_perception.metrics.latency import machine
 from md_perception.parameters import TABLE
 from md_perception.ros.harness import (
@@ -457,7 +457,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="md_benchmark", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument(
-        "--student", type=Path, default=DEMO_STUDENT, help="file (.onnx); takes RGB, and thermal or not"
+        "--student",
+        type=student_path,
+        default=DEMO_STUDENT,
+        help="file (.onnx) that takes RGB, and thermal or not; demo: that of this package",
     )
     parser.add_argument(
         "--probe", action="store_true", help="take a student that costs next to nothing: what is left is the node"

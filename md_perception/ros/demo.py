@@ -32,7 +32,7 @@ from md_perception.bags.results import (
 from md_perception.bags.types import DETECTIONS, DIAGNOSTICS, IMAGE, LABEL_INFO, STATUS, TopicQos
 from md_perception.inference.manifest import Manifest, ManifestError
 from md_perception.inference.onnx_file import OnnxFile, OnnxFileError
-from md_perception.inference.student_file import DEMO_STUDENT
+from md_perception.inference.student_file import DEMO_STUDENT, student_path
 from md_perception.labels import DETECTION, SEGMENTATION, ClassList
 from md_perception.metrics.latency import machine, nearest_rank
 from md_perception.outputs.overlay import colours_of, draw
@@ -422,7 +422,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--frames", type=int, help="RGB images at most (scenes: 300 if not given)")
     parser.add_argument("--rate", type=float, default=1.0, help="seconds of the bag in one second")
     parser.add_argument("--seed", type=int, default=1, help="of the scene world")
-    parser.add_argument("--student", type=Path, help="student file; the demo student if not given")
+    parser.add_argument("--student", type=student_path, help="student file; the demo student if not given")
     parser.add_argument("--least-recall", type=float, default=0.5, help="of persons in scenes; below it the demo fails")
     given = parser.parse_args(arguments)
     return run_command("demo", lambda: run(DemoOptions(**vars(given))))

@@ -391,7 +391,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "faults", nargs="*", metavar="FAULT", help="all by default: " + ", ".join(names).replace("%", "%%")
     )
     parser.add_argument("--out", type=Path, default=Path("log/faults"), help="folder for logs and reports")
-    parser.add_argument("--student", type=Path, default=DEMO_STUDENT, help="fused student; the demo student by default")
+    parser.add_argument(
+        "--student",
+        type=student_path,
+        default=DEMO_STUDENT,
+        help="fused student; demo, the default: that of this package",
+    )
     parser.add_argument(
         "--visible-student",
         type=partial(student_path, demo=DEMO_VISIBLE_STUDENT),

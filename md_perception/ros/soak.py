@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from md_perception.bags.types import DETECTIONS, IMAGE, STATUS, TopicQos
-from md_perception.inference.student_file import DEMO_STUDENT
+from md_perception.inference.student_file import DEMO_STUDENT, student_path
 from md_perception.metrics.latency import machine
 from md_perception.results import Mode
 from md_perception.ros.cameras import Cameras
@@ -243,7 +243,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--rate", type=float, default=30.0, metavar="HZ", help="of each camera")
     parser.add_argument(
-        "--student", type=Path, default=DEMO_STUDENT, help="file (.onnx); takes RGB, and thermal or not"
+        "--student",
+        type=student_path,
+        default=DEMO_STUDENT,
+        help="file (.onnx) that takes RGB, and thermal or not; demo: that of this package",
     )
     parser.add_argument("--size", type=int, nargs=2, default=(640, 512), metavar=("W", "H"), help="of RGB, px")
     parser.add_argument("--warm-up", type=float, metavar="S", help="left out; 300, or a quarter of a shorter run")
