@@ -16,7 +16,8 @@ import copy
 import logging
 import tempfile
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -55,6 +56,16 @@ LOOKED_AT = 4
 """Calibration samples in which fp16 looks for it."""
 
 Arrays = dict[str, np.ndarray]
+
+_STEM = {
+    "kernel_shape": [7, 7],
+    "strides": [2, 2],
+    "pads": [3] * 4,
+    "dilations": [1, 1],
+    "group": 1,
+    "auto_pad": b"NOTSET",
+}
+"""Of a ResNet's first convolution, as torch exports it."""
 
 
 @dataclass(frozen=True)
@@ -321,7 +332,9 @@ def int8(
     kept = layers_to_keep(network, keep_fp32)
     with tempfile.TemporaryDirectory() as folder:
         plain, quantised = Path(folder) / "network.onnx", Path(folder) / "quantised.onnx"
-        _fix_shapes(network, next(features(model, network, inputs[:1])))
+        feeds = next(features(model, network, inputs[:1]))
+        read_in_blocks(network, {name: values.shape for name, values in feeds.items()}, kept)
+        _fix_shapes(network, feeds)
         onnx.save(network, plain)
         with _quiet():
             quantize_static(
@@ -455,6 +468,40 @@ def last_convolutions(network: ModelProto) -> set[str]:
 def layer_name(node: NodeProto) -> str:
     """Return the module of a convolution, e.g. `backbone.layer1.0.conv1`."""
     return node.input[1].removesuffix(".network").removeprefix("network.").removesuffix(".weight")
+
+
+def read_in_blocks(network: ModelProto, shapes: Mapping[str, tuple[int, ...]], but: Collection[str] = ()) -> None:
+    """Let 7x7 convolutions of stride 2 on the network's inputs read blocks of 2x2 pixels as channels, in place.
+
+    As 4x4 convolutions of stride 1 they add up the same products and some zeros: of a ResNet's first one ONNX Runtime's
+    int8 kernel then copies 16 pieces of 16 channels for each result instead of 49 of 4, which takes 0.6 of the time;
+    its fp32 kernel would be slower. shapes: of the inputs, (1, C, H, W). but: names of nodes to be left as they are.
+    """
+    graph = network.graph
+    stored = {item.name: item for item in graph.initializer}
+    readers = Counter(name for node in graph.node for name in node.input)
+    blocks: dict[str, NodeProto] = {}
+    for node in [node for node in graph.node if node.op_type == "Conv" and node.name not in but]:
+        settings = {item.name: helper.get_attribute_value(item) for item in node.attribute}
+        height, width = shapes.get(node.input[0], (1, 1))[-2:]
+        its_own = node.input[1] in stored and readers[node.input[1]] == 1
+        if settings != _STEM or not its_own or height % 2 or width % 2:
+            continue
+        weight = numpy_helper.to_array(stored[node.input[1]])
+        outputs, channels = weight.shape[:2]
+        # A row and a column of zeros in front: kernels begin with a block then.
+        kernels = np.pad(weight, ((0, 0), (0, 0), (1, 0), (1, 0))).reshape(outputs, channels, 4, 2, 4, 2)
+        kernels = kernels.transpose(0, 3, 5, 1, 2, 4).reshape(outputs, 4 * channels, 4, 4)
+        stored[node.input[1]].CopyFrom(numpy_helper.from_array(kernels, node.input[1]))
+        x, *others = node.input
+        blocks[x] = helper.make_node("SpaceToDepth", [x], [f"{x}.blocks"], f"{x}.blocks", blocksize=2)
+        node.CopyFrom(
+            helper.make_node(
+                "Conv", [f"{x}.blocks", *others], node.output, node.name, kernel_shape=[4, 4], pads=[2, 2, 1, 1]
+            )
+        )
+    for made in blocks.values():
+        graph.node.insert(0, made)
 
 
 def with_plain_weights(model: ModelProto) -> ModelProto:

@@ -43,6 +43,7 @@ from md_training.precision import (
     largest_activation,
     last_convolutions,
     lower,
+    read_in_blocks,
     with_network,
     with_plain_weights,
 )
@@ -149,6 +150,63 @@ def test_layers_that_are_named_stay_in_fp32() -> None:
     # A whole name of a module, not any beginning of letters.
     with pytest.raises(ValueError, match="--keep-fp32 ste: no layer's name begins so; there are stem, block, head"):
         int8(conv_model(), INPUTS, ["ste"])
+
+
+def stem_network(sides: tuple[int, int] = (24, 32), inputs: int = 1, **settings: object) -> ModelProto:
+    """Return a network of 7x7 convolutions of stride 2, one for each input, as torch exports a ResNet's first one."""
+    settings = {"strides": [2, 2], "pads": [3] * 4, "group": 1, "dilations": [1, 1], "auto_pad": "NOTSET"} | settings
+    values = np.random.default_rng(3).normal(size=(inputs, 6, 4, 7, 7)).astype(np.float32)
+    bias = numpy_helper.from_array(np.arange(6, dtype=np.float32), "bias")
+    named = range(inputs)
+    kernels = [numpy_helper.from_array(values[i], f"weight{i}") for i in named]
+    nodes = [
+        helper.make_node(
+            "Conv", [f"x{i}", f"weight{i}", "bias"], [f"y{i}"], f"stem{i}", kernel_shape=[7, 7], **settings
+        )
+        for i in named
+    ]
+    read = [helper.make_tensor_value_info(f"x{i}", onnx.TensorProto.FLOAT, [1, 4, *sides]) for i in named]
+    written = [helper.make_tensor_value_info(f"y{i}", onnx.TensorProto.FLOAT, [1, 6, "h", "w"]) for i in named]
+    graph = helper.make_graph(nodes, "stem", read, written, [*kernels, bias])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def run_network(model: ModelProto, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return list(session.run(None, feeds))
+
+
+@pytest.mark.parametrize("inputs", [1, 2])
+def test_a_stem_that_reads_blocks_gives_the_same(inputs: int) -> None:
+    random = np.random.default_rng(4)
+    feeds = {f"x{i}": random.normal(size=(1, 4, 24, 32)).astype(np.float32) for i in range(inputs)}
+    model = stem_network(inputs=inputs)
+    before = run_network(model, feeds)
+    read_in_blocks(model, {name: values.shape for name, values in feeds.items()})
+    onnx.checker.check_model(model, full_check=True)
+    assert sorted(kinds(model)) == ["Conv"] * inputs + ["SpaceToDepth"] * inputs
+    for found, expected in zip(run_network(model, feeds), before, strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_only_a_stem_whose_sums_stay_the_same_reads_blocks() -> None:
+    shapes = {"x0": (1, 4, 24, 32)}
+    for model, of, but in (
+        (stem_network(), shapes, ["stem0"]),
+        (stem_network(), {}, []),  # what it reads is not an input
+        (stem_network((25, 32)), {"x0": (1, 4, 25, 32)}, []),
+        (stem_network((24, 31)), {"x0": (1, 4, 24, 31)}, []),
+        (stem_network(strides=[1, 1]), shapes, []),
+        (stem_network(pads=[2] * 4), shapes, []),
+        (stem_network(dilations=[2, 2]), shapes, []),
+    ):
+        before = model.SerializeToString(deterministic=True)
+        read_in_blocks(model, of, but)
+        assert model.SerializeToString(deterministic=True) == before
+    shared = stem_network(inputs=2)
+    shared.graph.node[1].input[1] = "weight0"
+    read_in_blocks(shared, dict.fromkeys(("x0", "x1"), (1, 4, 24, 32)))
+    assert kinds(shared) == ["Conv", "Conv"]
 
 
 def test_an_int8_student_runs_with_int8_kernels(student: Path, data: Data, tmp_path: Path) -> None:
