@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import platform
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -174,7 +173,8 @@ class CellRecord:
     """What is known of a finished cell.
 
     run: its settings. figures: of the held-out samples. generator: SHA-256 of the scene world's code, empty for other
-    data. machine: processor, cores, software. train_s, images_per_s: of the training alone.
+    data. machine: processor, cores, software. train_s: of all steps, in however many starts. images_per_s: the median
+    of the training.
     """
 
     cell: str
@@ -245,17 +245,16 @@ def run_cell(cell: Cell, runs: Path, results: Path, *, weights: str, device: str
     """
     run = cell.run(runs, weights)
     folder = runs / cell.name
-    began = time.monotonic()
     checkpoint = train(run, folder, workers=workers, device=device, resume=True, scene_store=runs.parent / "rendered")
     if checkpoint.step < run.optimisation.steps:
         raise CellStopped(
             f"stopped after step {checkpoint.step} of {run.optimisation.steps}; the same command goes on with it"
         )
-    seconds = time.monotonic() - began
     samples, description, kaist = held_out(checkpoint, cell, workers)
     found = ask(checkpoint.network.to(device), samples)
     if kaist is not None:
         found = replace(found, truth=reasonable(kaist), setting=REASONABLE.name)
+    train_s, images_per_s = _pace(folder, run.optimisation.batch_size)
     place = results / cell.study
     found.save(place / f"{cell.name}.npz")
     record = CellRecord(
@@ -272,8 +271,8 @@ def run_cell(cell: Cell, runs: Path, results: Path, *, weights: str, device: str
         git_revision=git_revision(),
         machine=machine(device),
         finished=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
-        train_s=round(seconds, 1),
-        images_per_s=_speed(folder),
+        train_s=train_s,
+        images_per_s=images_per_s,
     )
     record.save(place / f"{cell.name}.json")  # last: with it the cell is finished
     return record
@@ -304,11 +303,15 @@ def reasonable(annotations: KaistAnnotations) -> list[TruthBoxes]:
     return truth
 
 
-def _speed(folder: Path) -> float:
-    """Return the median images/s of a run's log, 0 where it has none."""
+def _pace(folder: Path, batch_size: int) -> tuple[float, float]:
+    """Return the seconds that all steps in a run's log took, and the median images/s; 0 where it has none.
+
+    From the speeds: the clock of the log starts anew with each start of the run.
+    """
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    rates = [line["images_per_s"] for line in lines if "images_per_s" in line]
-    return round(float(np.median(rates)), 2) if rates else 0.0
+    rates = {line["step"]: line["images_per_s"] for line in lines if "images_per_s" in line}
+    seconds = sum((step - before) * batch_size / rates[step] for before, step in zip([0, *rates], rates, strict=False))
+    return round(seconds, 1), round(float(np.median([*rates.values()])), 2) if rates else 0.0
 
 
 def trained(cell: Cell, runs: Path) -> bool:

@@ -61,7 +61,7 @@ def experiments(
         data: What is trained on; msrs, which is small, by 5-fold cross-validation, from the weights on scenes.
         tasks: By default all that the paper has of the data set.
         seeds: Of the runs; a student's teacher has its seed, the long one has seed 1.
-        schedule: `paper`, `small` (320x256, for a machine without a GPU), `check` (a minute a cell) or `smoke`
+        schedule: `paper`, `small` (320x256, for a machine without a GPU), `check` (minutes a cell) or `smoke`
             (seconds); the last two prove nothing about the method.
         rows: Only cells whose name contains one of these, with the teachers that they need.
         runs: Folder of the runs, below it DATA-SCHEDULE.
@@ -69,7 +69,8 @@ def experiments(
         devices: One process each: `cuda:0 cuda:1`, `cpu cpu`; `auto` is every CUDA device, or the CPU once.
         threads: Of each process on the CPU; 0 leaves it to PyTorch.
         workers: Processes that prepare samples, of each run.
-        weights: First weights of the backbone: `none`, `imagenet` or a file; by default the preset's.
+        weights: First weights of the backbone, but of rows from scratch: `none`, `imagenet` or a file; by default the
+            preset's.
         plan: Only list the cells and what they will take, from the speed of those that are finished.
         report: Only write the table of what is finished.
     """

@@ -49,7 +49,7 @@ class Row:
 
     label: as printed. role: of presets.ROLES. terms: of TERMS, for a distilled role. blocks: the distilled student's
     network without a teacher: what its residual blocks give by themselves. together: one network for all tasks.
-    scratch: from the first weights of the preset even where the data set's cells start from those of the scenes.
+    scratch: from random first weights even where the data set's cells start from those of the scenes.
     long: for LONG_TIMES the steps of the schedule. long_teacher: its teacher is the one of LONG_TEACHER_SEED that is
     trained so long, not that of its own seed and steps. inherits: it starts from the weights of its teacher, a native
     role from those of the teacher that its student would have. lighter: with the `lighter` network. published: by task.
@@ -223,7 +223,7 @@ SCHEDULES: dict[str, Schedule | None] = {
     ),
     "smoke": Schedule("smoke", (96, 64), steps=4, batch_size=2, scenes=8, evaluation_scenes=6, fine_tuning_steps=2),
 }
-"""By name. `paper`: the presets as they are. `small`: hours on two cores. `check`: a minute a cell; a
+"""By name. `paper`: the presets as they are. `small`: hours on two cores. `check`: minutes a cell; a
 test runs one again and compares it with its record. `smoke`: seconds, proves nothing."""
 
 SMALL_ANCHORS = RetinaNetSettings(anchor_side=13.0, anchor_ratios=(0.35, 0.8, 1.6), anchor_columns=2)
@@ -316,7 +316,7 @@ class Cell:
             seed=self.seed,
             teachers=tuple(str(folder / teacher.name / "checkpoint.pt") for teacher in self.teachers),
             distillation=replace(preset.distillation, **TERMS[self.terms]),  # type: ignore[arg-type]
-            backbone_weights=weights or preset.backbone_weights,
+            backbone_weights="none" if self.scratch else weights or preset.backbone_weights,
         )
         if self.start is not None:
             there = folder.parent / self.start.study / self.start.name / "checkpoint.pt"

@@ -26,6 +26,7 @@ from md_training.experiments.cells import (
     CellStopped,
     ExperimentError,
     HeldOut,
+    _pace,
     finished,
     generator_hash,
     reasonable,
@@ -205,6 +206,10 @@ def test_cells_on_msrs_start_from_those_on_scenes() -> None:
     assert run.network == scenes.network
     scratch = by_name["detection-teacher-scratch-s3-f2"].run(Path("runs"))
     assert (scratch.first_weights, scratch.network) == ("", run.network)
+    # Not ImageNet's, which the preset starts from, nor any that are given.
+    assert PRESETS["msrs-teacher-detection"][1].backbone_weights == "imagenet"
+    for weights in ("", "imagenet"):
+        assert by_name["detection-teacher-scratch-s3-f2"].run(Path("runs"), weights).backbone_weights == "none"
     student = Cell("msrs", "student-x16", DETECTION, "md", False, 3, "small", fold=2)
     assert [teacher.name for teacher in student.teachers] == ["detection-teacher-s3-f2"]
 
@@ -293,6 +298,21 @@ def test_a_training_that_was_stopped_is_not_scored(tmp_path: Path, monkeypatch: 
     with pytest.raises(CellStopped, match="stopped after step 3 of 4; the same command goes on"):
         run_cell(cell, tmp_path, tmp_path / "results", weights="", device="cpu", workers=0)
     assert not (tmp_path / "results").exists()
+
+
+def test_the_time_of_a_training_is_that_of_all_its_starts(tmp_path: Path) -> None:
+    log = [
+        {"step": 20, "images_per_s": 4.0, "elapsed_s": 41.0},
+        {"step": 40, "images_per_s": 8.0, "elapsed_s": 61.0},
+        {"step": 40, "gradients": {}},
+        # It was stopped here, after a checkpoint, and started again.
+        {"step": 60, "images_per_s": 16.0, "elapsed_s": 11.0},
+        {"step": 60, "evaluation": {}},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
+    assert _pace(tmp_path, batch_size=8) == (40 + 20 + 10, 8.0)
+    (tmp_path / "metrics.jsonl").write_text("")
+    assert _pace(tmp_path, batch_size=8) == (0.0, 0.0)
 
 
 def test_sigterm_reaches_the_processes_that_train() -> None:
