@@ -314,7 +314,11 @@ class Study:
         records = list(self.records.values())
         if not records:
             return ["No cell is finished."]
-        lines = ["± is the standard error over the seeds; intervals redraw images and seeds.", ""]
+        lines = [
+            "± is the standard error over the seeds. Intervals redraw images and seeds; those of one seed say nothing of "
+            "how another would do.",
+            "",
+        ]
         machines = sorted({", ".join(f"{k} {v}" for k, v in record.machine.items()) for record in records})
         lines += [f"- held out: {'; '.join(sorted({record.held_out for record in records}))}"]
         lines += [f"- machine: {name}" for name in machines]
