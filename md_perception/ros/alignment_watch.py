@@ -12,7 +12,8 @@ logger = logging.getLogger(__name__)
 
 WATCH_THREAD = "md_perception alignment watch"
 
-_JOIN_S = 1.0
+_JOIN_S = 0.4
+"""With the worker's JOIN_S less than the 2 s in which the node has to end."""
 
 
 class AlignmentWatch:

@@ -315,8 +315,8 @@ class Study:
         if not records:
             return ["No cell is finished."]
         lines = [
-            "± is the standard error over the seeds. Intervals redraw images and seeds; those of one seed say nothing of "
-            "how another would do.",
+            "± is the standard error over the seeds. Intervals redraw images and seeds; those of one seed say nothing "
+            "of how another would do.",
             "",
         ]
         machines = sorted({", ".join(f"{k} {v}" for k, v in record.machine.items()) for record in records})
