@@ -475,7 +475,8 @@ def read_in_blocks(network: ModelProto, shapes: Mapping[str, tuple[int, ...]], b
 
     As 4x4 convolutions of stride 1 they add up the same products and some zeros: of a ResNet's first one ONNX Runtime's
     int8 kernel then copies 16 pieces of 16 channels for each result instead of 49 of 4, which takes 0.6 of the time;
-    its fp32 kernel would be slower. shapes: of the inputs, (1, C, H, W). but: names of nodes to be left as they are.
+    its fp32 kernel would be slower. shapes: of the inputs, (1, C, H, W), which are fixed in a student (input_size of
+    its manifest). but: names of nodes to be left as they are.
     """
     graph = network.graph
     stored = {item.name: item for item in graph.initializer}
@@ -494,11 +495,10 @@ def read_in_blocks(network: ModelProto, shapes: Mapping[str, tuple[int, ...]], b
         kernels = kernels.transpose(0, 3, 5, 1, 2, 4).reshape(outputs, 4 * channels, 4, 4)
         stored[node.input[1]].CopyFrom(numpy_helper.from_array(kernels, node.input[1]))
         x, *others = node.input
-        blocks[x] = helper.make_node("SpaceToDepth", [x], [f"{x}.blocks"], f"{x}.blocks", blocksize=2)
+        y = f"{x}.in_blocks_of_2x2"
+        blocks[x] = helper.make_node("SpaceToDepth", [x], [y], y, blocksize=2)
         node.CopyFrom(
-            helper.make_node(
-                "Conv", [f"{x}.blocks", *others], node.output, node.name, kernel_shape=[4, 4], pads=[2, 2, 1, 1]
-            )
+            helper.make_node("Conv", [y, *others], node.output, node.name, kernel_shape=[4, 4], pads=[2, 2, 1, 1])
         )
     for made in blocks.values():
         graph.node.insert(0, made)

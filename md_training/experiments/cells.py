@@ -40,6 +40,8 @@ log = logging.getLogger(__name__)
 
 LEAST_SCORE = 0.02
 """Detections below it are not recorded: they change no curve at 1 false positive per image."""
+PAUSED = 0.2
+"""Of a run's median speed: what is slower was no training."""
 
 
 class ExperimentError(RuntimeError):
@@ -173,8 +175,8 @@ class CellRecord:
     """What is known of a finished cell.
 
     run: its settings. figures: of the held-out samples. generator: SHA-256 of the scene world's code, empty for other
-    data. machine: processor, cores, software. train_s: of all steps, in however many starts. images_per_s: the median
-    of the training.
+    data. machine: processor, cores, software. train_s: of all steps, in however many starts, without pauses.
+    images_per_s: the median of the training.
     """
 
     cell: str
@@ -306,12 +308,17 @@ def reasonable(annotations: KaistAnnotations) -> list[TruthBoxes]:
 def _pace(folder: Path, batch_size: int) -> tuple[float, float]:
     """Return the seconds that all steps in a run's log took, and the median images/s; 0 where it has none.
 
-    From the speeds: the clock of the log starts anew with each start of the run.
+    From the speeds: the clock of the log starts anew with each start of the run. Steps at less than PAUSED of the
+    median speed count at the median: the process was stopped, or the machine asleep.
     """
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     rates = {line["step"]: line["images_per_s"] for line in lines if "images_per_s" in line}
-    seconds = sum((step - before) * batch_size / rates[step] for before, step in zip([0, *rates], rates, strict=False))
-    return round(seconds, 1), round(float(np.median([*rates.values()])), 2) if rates else 0.0
+    if not rates:
+        return 0.0, 0.0
+    median = float(np.median([*rates.values()]))
+    counted = {step: rate if rate >= PAUSED * median else median for step, rate in rates.items()}
+    images = [batch_size * (step - before) for before, step in zip([0, *counted], counted, strict=False)]
+    return round(sum(np.divide(images, [*counted.values()])), 1), round(median, 2)
 
 
 def trained(cell: Cell, runs: Path) -> bool:

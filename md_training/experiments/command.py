@@ -124,6 +124,7 @@ def _plan(
     """Return the cells and, from the speed of finished ones of their kind, the time that they will take."""
     lines = []
     hours = 0.0
+    width = max((len(cell.name) for cell in wanted), default=0) + 2
     for cell in wanted:
         run = cell.run(folder, weights)
         images = run.optimisation.steps * run.optimisation.batch_size
@@ -140,7 +141,7 @@ def _plan(
             text = f"{images} images, about {cost:.2f} h"
         else:
             text = f"{images} images, speed not measured yet"
-        lines.append(f"  {cell.name:<44}{text}")
+        lines.append(f"  {cell.name:<{width}}{text}")
     return "\n".join([f"{len(wanted)} cells, {len(missing)} to run, {hours:.1f} h where it is known:", *lines])
 
 

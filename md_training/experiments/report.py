@@ -117,6 +117,7 @@ COMPARISONS: dict[TableName, tuple[tuple[str, str], ...]] = {
         ("16x, MD, long teacher, its steps", "16x, MD, long teacher"),
         ("long teacher", "16x, steps of the long teacher"),
         ("long teacher", "16x, MD, long teacher's weights"),
+        ("long teacher", "16x, MD, long teacher, its steps"),
     ),
     "variants": (
         ("16x, MD", "16x"),

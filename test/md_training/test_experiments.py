@@ -305,12 +305,14 @@ def test_the_time_of_a_training_is_that_of_all_its_starts(tmp_path: Path) -> Non
         {"step": 20, "images_per_s": 4.0, "elapsed_s": 41.0},
         {"step": 40, "images_per_s": 8.0, "elapsed_s": 61.0},
         {"step": 40, "gradients": {}},
+        {"step": 50, "images_per_s": 0.1, "elapsed_s": 900.0},  # it was paused
         # It was stopped here, after a checkpoint, and started again.
         {"step": 60, "images_per_s": 16.0, "elapsed_s": 11.0},
         {"step": 60, "evaluation": {}},
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
-    assert _pace(tmp_path, batch_size=8) == (40 + 20 + 10, 8.0)
+    # The median of 4, 8, 0.1 and 16 images/s is 6, at which the pause counts.
+    assert _pace(tmp_path, batch_size=8) == (round(40 + 20 + 80 / 6 + 5, 1), 6.0)
     (tmp_path / "metrics.jsonl").write_text("")
     assert _pace(tmp_path, batch_size=8) == (0.0, 0.0)
 

@@ -152,8 +152,13 @@ def test_layers_that_are_named_stay_in_fp32() -> None:
         int8(conv_model(), INPUTS, ["ste"])
 
 
-def stem_network(sides: tuple[int, int] = (24, 32), inputs: int = 1, **settings: object) -> ModelProto:
-    """Return a network of 7x7 convolutions of stride 2, one for each input, as torch exports a ResNet's first one."""
+def stem_network(
+    sides: tuple[int, int] = (24, 32), inputs: int = 1, head: bool = False, **settings: object
+) -> ModelProto:
+    """Return a network of 7x7 convolutions of stride 2, one for each input, as torch exports a ResNet's first one.
+
+    head: with a 1x1 convolution behind the first.
+    """
     settings = {"strides": [2, 2], "pads": [3] * 4, "group": 1, "dilations": [1, 1], "auto_pad": "NOTSET"} | settings
     values = np.random.default_rng(3).normal(size=(inputs, 6, 4, 7, 7)).astype(np.float32)
     bias = numpy_helper.from_array(np.arange(6, dtype=np.float32), "bias")
@@ -165,6 +170,10 @@ def stem_network(sides: tuple[int, int] = (24, 32), inputs: int = 1, **settings:
         )
         for i in named
     ]
+    if head:
+        kernels.append(numpy_helper.from_array(np.ones((6, 6, 1, 1), np.float32), "head"))
+        nodes[0].output[0] = "features"
+        nodes.append(helper.make_node("Conv", ["features", "head"], ["y0"], "head"))
     read = [helper.make_tensor_value_info(f"x{i}", onnx.TensorProto.FLOAT, [1, 4, *sides]) for i in named]
     written = [helper.make_tensor_value_info(f"y{i}", onnx.TensorProto.FLOAT, [1, 6, "h", "w"]) for i in named]
     graph = helper.make_graph(nodes, "stem", read, written, [*kernels, bias])
@@ -187,6 +196,30 @@ def test_a_stem_that_reads_blocks_gives_the_same(inputs: int) -> None:
     assert sorted(kinds(model)) == ["Conv"] * inputs + ["SpaceToDepth"] * inputs
     for found, expected in zip(run_network(model, feeds), before, strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_two_stems_of_one_input_read_the_same_blocks() -> None:
+    feeds = {name: np.random.default_rng(4).normal(size=(1, 4, 24, 32)).astype(np.float32) for name in ("x0", "x1")}
+    model = stem_network(inputs=2)
+    model.graph.node[1].input[0] = "x0"
+    before = run_network(model, feeds)
+    read_in_blocks(model, {name: values.shape for name, values in feeds.items()})
+    assert kinds(model) == ["SpaceToDepth", "Conv", "Conv"]
+    for found, expected in zip(run_network(model, feeds), before, strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_the_stem_of_an_int8_student_reads_blocks_unless_it_stays_in_fp32() -> None:
+    feeds = [{"x0": np.random.default_rng(i).normal(size=(1, 4, 24, 32)).astype(np.float32)} for i in range(3)]
+    model = stem_network(head=True)
+    lowered = int8(model, feeds)
+    assert kinds(lowered).count("SpaceToDepth") == 1
+    assert stored(lowered)["weight0_quantized"].shape == (6, 16, 4, 4)
+    (expected,), (found,) = (run_network(each, feeds[0]) for each in (model, lowered))
+    assert np.abs(found - expected).max() < 0.1 * expected.std()
+    kept = int8(model, feeds, ["weight0"])
+    assert "SpaceToDepth" not in kinds(kept)
+    assert stored(kept)["weight0"].shape == (6, 4, 7, 7)
 
 
 def test_only_a_stem_whose_sums_stay_the_same_reads_blocks() -> None:
