@@ -151,6 +151,7 @@ TABLES: dict[TableName, tuple[Row, ...]] = {
     "inherit": (
         Row("16x", "native-x16"),
         Row("16x, steps of the long teacher", "native-x16", long=True),
+        Row("16x, residual blocks, no teacher, its steps", "student-x16", blocks=True, long=True),
         Row("16x, teacher's weights", "native-x16", inherits=True),
         Row("16x, long teacher's weights", "native-x16", long_teacher=True, inherits=True),
         Row("16x, MD", "student-x16"),

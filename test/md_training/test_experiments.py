@@ -432,3 +432,5 @@ def test_a_recorded_cell_gives_its_figures_again(tmp_path: Path) -> None:
     for name, tolerance in (("mIoU9[all]", 0.01), ("mAcc9[all]", 0.01), ("IoU[car,all]", 0.05)):
         assert again.figures[name] == pytest.approx(there.figures[name], abs=tolerance), name
     assert there.figures["IoU[car,all]"] > 0.3
+    assert again.train_s > 0
+    assert again.train_s == pytest.approx(300 * 8 / again.images_per_s, rel=0.5)  # of all 300 steps of 8 images
