@@ -392,6 +392,8 @@ def extract(model: ModelProto) -> ModelProto:
     for item in result.graph.initializer:
         if item.name in read_outside:
             item.name = f"{item.name}.network"
+    for node in result.graph.node:  # what stays in fp32 is told by its name, and files made elsewhere may have none
+        node.name = node.name or node.output[0]
     return result
 
 

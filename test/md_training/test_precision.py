@@ -152,6 +152,16 @@ def test_layers_that_are_named_stay_in_fp32() -> None:
         int8(conv_model(), INPUTS, ["ste"])
 
 
+def test_layers_of_a_file_without_names_of_nodes_are_quantised_all_the_same() -> None:
+    model = conv_model()
+    named = int8(model, INPUTS, ["stem"])
+    for node in model.graph.node:
+        node.name = ""
+    nameless = int8(model, INPUTS, ["stem"])
+    assert stored(nameless).keys() == stored(named).keys()
+    assert np.array_equal(raw(nameless), raw(named))
+
+
 def stem_network(
     sides: tuple[int, int] = (24, 32), inputs: int = 1, head: bool = False, **settings: object
 ) -> ModelProto:
