@@ -28,6 +28,7 @@ class AlignmentWatch:
         self._period_s = period_s
         self._seen: Work | None = None
         self._state: Misalignment | None = None
+        self._waits = False
         self._failed = False
         self._stop = threading.Event()
         self._thread = thread_in_context(self._run, WATCH_THREAD)
@@ -44,6 +45,11 @@ class AlignmentWatch:
     def state(self) -> Misalignment | None:
         """Return what the last check said, None before the first and after a failure."""
         return self._state
+
+    @property
+    def waits(self) -> bool:
+        """Whether the last period brought no new pair to compare: `state` is of an older one then."""
+        return self._waits
 
     def problems(self) -> list[str]:
         """Return that it has failed, with the cure, once it has."""
@@ -62,9 +68,10 @@ class AlignmentWatch:
 
     def _check(self) -> None:
         work = self._latest()
+        self._waits = True
         if work is None or work is self._seen or work.rgb is None or work.thermal is None:
             return
         if work.rgb_to_thermal is None:
             return
-        self._seen = work
+        self._waits, self._seen = False, work
         self._state = self._monitor.check(work.rgb.image, work.thermal.image, work.rgb_to_thermal)

@@ -173,15 +173,21 @@ def mode_status(mode: Mode, reason: str, now: Counters, before: Counters) -> Dia
     return _status("mode", problems, mode.name, values)
 
 
-def registration_status(source: str, warnings: Sequence[str], seen: Misalignment | None) -> DiagnosticStatus:
-    """Return the status of the registration. source: of the matrix. seen: what the monitor said last, None: nothing."""
+def registration_status(
+    source: str, warnings: Sequence[str], seen: Misalignment | None, waits: bool = False
+) -> DiagnosticStatus:
+    """Return the status of the registration.
+
+    source: of the matrix. seen: what the monitor said last, None: nothing. waits: it had no new pair since.
+    """
     problems = list(warnings)
     values: dict[str, object] = {"source": source, "checks": 0 if seen is None else seen.checks}
     summary = "not compared yet"
     if seen is not None:
         shift = f"{seen.shift_px[0]:+.1f}, {seen.shift_px[1]:+.1f}" if seen.known else ""
-        values |= {"thermal shift (px)": shift, "distinctness": f"{seen.distinctness:.1f}"}
+        values |= {"thermal shift (px)": shift, "distinctness": f"{seen.distinctness:.1f}", "new pairs": not waits}
         summary = "in register" if seen.known else "the images show too few common edges to tell"
+        summary += ", when last compared: no new pair since" if waits else ""
         if seen.drifted:
             problems.append(
                 f"thermal lies {seen.shift_px[0]:+.1f}, {seen.shift_px[1]:+.1f} px (right, down) off where the "

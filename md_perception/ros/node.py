@@ -469,6 +469,7 @@ class PerceptionNode(LifecycleNode):
                     self._values.registration_source,
                     self._pipeline.registration.warnings() + ([] if self._watch is None else self._watch.problems()),
                     None if self._watch is None else self._watch.state(),
+                    self._watch is not None and self._watch.waits,
                 ),
             ]
         obstacles = None if self._outputs is None else self._outputs.obstacles

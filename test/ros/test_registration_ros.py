@@ -44,6 +44,10 @@ def registration_of(messages) -> DiagnosticStatus | None:
     return next((status for status in newest if status.name.endswith(": registration")), None)
 
 
+def told(status: DiagnosticStatus, key: str) -> str:
+    return next(value.value for value in status.values if value.key == key)
+
+
 def test_camera_infos_give_the_matrix_and_without_them_images_are_rejected(start_node, vehicle, capfd):
     """However long that takes: a driver that starts late is no failure of the node."""
     node = start_node(
@@ -242,8 +246,7 @@ def test_a_camera_that_moved_is_diagnosed_and_others_are_not(start_node, vehicle
         sent += 1
         time.sleep(0.05)
         status = registration_of(diagnoses)
-        seen = {} if status is None else {value.key: value.value for value in status.values}
-        return int(seen.get("checks", "0")) >= 8
+        return status is not None and int(told(status, "checks")) >= 8
 
     poll(enough, "eight checks of the monitor")
     status = registration_of(diagnoses)
@@ -254,8 +257,12 @@ def test_a_camera_that_moved_is_diagnosed_and_others_are_not(start_node, vehicle
         assert "run md_calibrate again" in status.message
     else:
         assert status.level == DiagnosticStatus.OK
-        assert status.message == "in register"
+        assert status.message.startswith("in register")
     assert abs(node._watch.state().shift_px[0] - (6.0 if moved else 0.0)) < 0.5
+    status = poll(
+        lambda: (s := registration_of(diagnoses)) and told(s, "new pairs") == "False" and s, "a wait for pairs"
+    )
+    assert moved or status.message == "in register, when last compared: no new pair since"
     watch = node._watch
     assert vehicle.deactivate()
     assert not watch._thread.is_alive()
