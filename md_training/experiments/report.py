@@ -14,6 +14,7 @@ from md_training.experiments.cells import CellRecord, ExperimentError, HeldOut
 from md_training.experiments.tables import TABLES, Cell, DataName, Row, TableName, cells
 from md_training.models.networks import Task
 
+BoolArray = np.ndarray
 IntArray = np.ndarray
 
 
@@ -103,6 +104,7 @@ COMPARISONS: dict[TableName, tuple[tuple[str, str], ...]] = {
     "inherit": (
         ("16x, MD", "16x"),
         ("16x, steps of the long teacher", "16x"),
+        ("16x, residual blocks, no teacher, its steps", "16x, steps of the long teacher"),
         ("16x, teacher's weights", "16x"),
         ("16x, MD, teacher's weights", "16x"),
         ("16x, MD, teacher's weights", "16x, teacher's weights"),
@@ -114,6 +116,7 @@ COMPARISONS: dict[TableName, tuple[tuple[str, str], ...]] = {
         ("16x, MD, long teacher's weights", "16x, long teacher's weights"),
         ("16x, MD, long teacher's weights", "16x, MD, long teacher"),
         ("16x, MD, long teacher, its steps", "16x, steps of the long teacher"),
+        ("16x, MD, long teacher, its steps", "16x, residual blocks, no teacher, its steps"),
         ("16x, MD, long teacher, its steps", "16x, MD, long teacher"),
         ("long teacher", "16x, steps of the long teacher"),
         ("long teacher", "16x, MD, long teacher's weights"),
@@ -153,6 +156,9 @@ GAPS: dict[TableName, tuple[tuple[str, str, str], ...]] = {
 """Labels of student, native and teacher, for the part of the gap that distillation closes."""
 
 
+SUBSETS = ("day", "night", "all")
+
+
 @dataclass(frozen=True)
 class Trial:
     """A finished row of one seed: one cell, or one for each fold of a cross-validation."""
@@ -160,6 +166,26 @@ class Trial:
     seed: int
     figures: dict[str, float]
     held_out: HeldOut
+
+
+@dataclass(frozen=True)
+class Difference:
+    """By how many points a row is better than another, by subset, paired by image and seed. seeds: that have both."""
+
+    better: str
+    worse: str
+    seeds: int
+    points: dict[str, Estimate]
+
+    def line(self) -> str:
+        """Return it as a line of a table whose columns are SUBSETS and the number of seeds."""
+        shown = [
+            f"{found.value:+.2f} ({found.interval[0]:+.2f} to {found.interval[1]:+.2f})"
+            if (found := self.points.get(subset))
+            else "none"
+            for subset in SUBSETS
+        ]
+        return f"| {self.better} − {self.worse} | {' | '.join(shown)} | {self.seeds} |"
 
 
 class Study:
@@ -182,6 +208,7 @@ class Study:
         self.wanted: dict[tuple[str, Task], list[Cell]] = {}
         self.records: dict[Cell, CellRecord] = {}
         self._trials: dict[tuple[Cell, ...], Trial] = {}
+        self._differences: dict[str, list[Difference]] = {}
         self._results = results
         for row, cell in cells(table, data, tasks, seeds, schedule):
             for task in cell.tasks:
@@ -217,19 +244,30 @@ class Study:
             self._trials[group] = Trial(group[0].seed, figures, held_out)
         return self._trials[group]
 
-    def difference(self, metric: Metric, better: str, worse: str) -> tuple[Estimate, int] | None:
-        """Return by how much the first row is better, paired by seed and image, in points, and the number of seeds.
+    def differences(self, metric: Metric) -> list[Difference]:
+        """Return the table's comparisons of which at least one seed has both rows."""
+        if metric.title not in self._differences:
+            found = [self.difference(metric, better, worse) for better, worse in COMPARISONS[self.table]]
+            self._differences[metric.title] = [difference for difference in found if difference is not None]
+        return self._differences[metric.title]
 
-        None where no seed has both.
-        """
+    def difference(self, metric: Metric, better: str, worse: str) -> Difference | None:
+        """Return by how much the first row is better; None where no seed has both."""
         pairs = self._paired(metric, better, worse)
         if not pairs:
             return None
+        points = {}
+        for subset in SUBSETS:
+            images = self._images(metric, better, subset)
 
-        def mean_difference(times: IntArray, repeats: IntArray) -> float:
-            return metric.better * float(np.mean([pairs[i][0](times) - pairs[i][1](times) for i in repeats]))
+            def mean_difference(times: IntArray, repeats: IntArray, images: BoolArray = images) -> float:
+                redrawn = np.zeros(len(images), np.int64)
+                redrawn[images] = times
+                return metric.better * float(np.mean([pairs[i][0](redrawn) - pairs[i][1](redrawn) for i in repeats]))
 
-        return estimate(mean_difference, self._images(metric, better), len(pairs), self.bootstrap), len(pairs)
+            if images.any():
+                points[subset] = estimate(mean_difference, int(images.sum()), len(pairs), self.bootstrap)
+        return Difference(better, worse, len(pairs), points)
 
     def gap_closed(self, metric: Metric, student: str, native: str, teacher: str) -> tuple[Estimate, int] | None:
         """Return the part of the gap between native student and teacher that a student closes, in percent.
@@ -244,7 +282,7 @@ class Study:
             means = np.mean([[score(times) for score in triples[i]] for i in repeats], axis=0)
             return float(100 * (means[0] - means[1]) / (means[2] - means[1])) if means[2] != means[1] else float("nan")
 
-        return estimate(part, self._images(metric, student), len(triples), self.bootstrap), len(triples)
+        return estimate(part, len(self._images(metric, student)), len(triples), self.bootstrap), len(triples)
 
     def _paired(self, metric: Metric, *labels: str) -> list[tuple[Callable[[IntArray], float], ...]]:
         """Return, for each seed for which all these rows are finished, their scores."""
@@ -252,8 +290,8 @@ class Study:
         seeds = sorted(set.intersection(*(set(found) for found in by_seed)))
         return [tuple(metric.resampled(found[seed].held_out) for found in by_seed) for seed in seeds]
 
-    def _images(self, metric: Metric, label: str) -> int:
-        return len(next(iter(self.done(label, metric.task).values())).held_out.night)
+    def _images(self, metric: Metric, label: str, subset: str = "all") -> BoolArray:
+        return next(iter(self.done(label, metric.task).values())).held_out.subset(subset)
 
     def metrics(self) -> list[Metric]:
         return [metric for metric in METRICS if metric.task in self.tasks]
@@ -263,12 +301,12 @@ class Study:
         lines = [f"# {self.table}: {self.data}, schedule {self.schedule}", ""]
         for metric in self.metrics():
             with_paper = metric.published and self.data in ("kaist", "mfnet")
-            head = ["", "day", "night", "all", "seeds", *(["paper: day", "night", "all"] if with_paper else [])]
+            head = ["", *SUBSETS, "seeds", *(["paper: day", "night", "all"] if with_paper else [])]
             lines += [f"## {metric.task}: {metric.title}, %", ""]
             lines += ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
             for label in self.labels(metric.task):
                 done = list(self.done(label, metric.task).values())
-                shown = [self._mean(metric, done, subset) for subset in ("day", "night", "all")]
+                shown = [self._mean(metric, done, subset) for subset in SUBSETS]
                 row = [label, *shown, f"{len(done)} of {len(self.seeds)}"]
                 published = self.rows[label, metric.task].published.get(metric.task)
                 if with_paper:
@@ -279,18 +317,13 @@ class Study:
                     )
                 lines.append("| " + " | ".join(row) + " |")
             lines.append("")
-            compared = [
-                (f"{better} − {worse}", found)
-                for better, worse in COMPARISONS[self.table]
-                if (found := self.difference(metric, better, worse)) is not None
-            ]
-            if compared:
-                lines += [f"Better by, points of {metric.title}, paired by image and seed:", ""]
-                lines += ["| | points | 95 % interval | seeds |", "|---|---|---|---|"]
+            if compared := self.differences(metric):
                 lines += [
-                    f"| {what} | {found.value:+.2f} | {found.interval[0]:+.2f} to {found.interval[1]:+.2f} | {seeds} |"
-                    for what, (found, seeds) in compared
+                    f"Better by, points of {metric.title} with their 95 % interval, paired by image and seed:",
+                    "",
                 ]
+                lines += [f"| | {' | '.join(SUBSETS)} | seeds |", "|---" * (len(SUBSETS) + 2) + "|"]
+                lines += [difference.line() for difference in compared]
                 lines.append("")
             for gap in GAPS.get(self.table, ()):
                 if (closed := self.gap_closed(metric, *gap)) is not None:
@@ -336,21 +369,13 @@ class Study:
 
     def to_json(self) -> dict[str, Any]:
         """Return the table: every cell's record, and every difference with its interval."""
-        differences = []
-        for metric in self.metrics():
-            for better, worse in COMPARISONS[self.table]:
-                found = self.difference(metric, better, worse)
-                if found is not None:
-                    differences.append(
-                        {
-                            "metric": metric.title,
-                            "better": better,
-                            "worse": worse,
-                            "points": found[0].value,
-                            "interval": found[0].interval,
-                            "seeds": found[1],
-                        }
-                    )
+        differences = [
+            {"metric": metric.title, "better": difference.better, "worse": difference.worse, "subset": subset}
+            | {"points": found.value, "interval": found.interval, "seeds": difference.seeds}
+            for metric in self.metrics()
+            for difference in self.differences(metric)
+            for subset, found in difference.points.items()
+        ]
         rows = [
             {
                 "label": label,

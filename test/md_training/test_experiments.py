@@ -156,11 +156,14 @@ def test_a_study_compares_what_is_finished_and_says_what_is_not_run(tmp_path: Pa
     study = Study("resolution", "scenes", DETECTION, (1, 2, 3), "small", tmp_path, Bootstrap(200))
     found = study.difference(MISS_RATE, "16x, MD", "16x")
     assert found is not None
-    estimate, seeds = found
     share = {role: np.mean([len(f.labels) for f in street(q).detections or []]) for role, q in quality.items()}
-    assert seeds == 2
-    assert estimate.value == pytest.approx(100 * (share["student-x16"] - share["native-x16"]))
-    assert estimate.is_above_zero
+    assert found.seeds == 2
+    assert found.points["all"].value == pytest.approx(100 * (share["student-x16"] - share["native-x16"]))
+    assert found.points["all"].is_above_zero
+    figures = {label: study.done(label, "detection")[1].figures for label in ("16x", "16x, MD")}
+    for subset in ("day", "night"):
+        native, distilled = (figures[label][f"MR2[person,{subset}]"] for label in ("16x", "16x, MD"))
+        assert found.points[subset].value == pytest.approx(100 * (native - distilled)), subset
     closed = study.gap_closed(MISS_RATE, *GAPS["resolution"][0])
     assert closed is not None
     expected = (share["student-x16"] - share["native-x16"]) / (1 - share["native-x16"])
@@ -189,7 +192,7 @@ def test_a_cross_validation_is_one_trial_of_all_its_folds(tmp_path: Path) -> Non
     assert done[1].figures["MR2[person,all]"] == pytest.approx(1 - found / 50)
     difference = study.difference(MISS_RATE, "16x, from scenes", "16x, from scratch")
     assert difference is not None
-    assert difference[1] == 1
+    assert difference.seeds == 1
     assert "| 16x, from scratch | " in study.markdown()
     assert "2 of 2 |" in study.markdown()
 
