@@ -95,7 +95,7 @@ def experiments(
     if plan:
         return
     if not report and missing:
-        _check_starts(missing, runs)
+        _check_starts(table, missing, runs)
         _run_all(missing, folder, results, weights, _devices(devices), threads, workers)
     study = Study(table, data, chosen, seeds, schedule, results, Bootstrap())
     results.mkdir(parents=True, exist_ok=True)
@@ -105,16 +105,15 @@ def experiments(
     print(study.markdown())
 
 
-def _check_starts(missing: Sequence[Cell], runs: Path) -> None:
+def _check_starts(table: TableName, missing: Sequence[Cell], runs: Path) -> None:
     """Raise ExperimentError where cells start from others that were not trained yet."""
     starts = dict.fromkeys(cell.start for cell in missing if cell.start is not None and cell.start not in cell.needs)
     if absent := [start for start in starts if not trained(start, runs / start.study)]:
-        names = " ".join(dict.fromkeys(start.name.rpartition("-s")[0] for start in absent))
-        seeds = " ".join(map(str, sorted({start.seed for start in absent})))
+        there, seeds = absent[0], " ".join(map(str, sorted({start.seed for start in absent})))
         raise ExperimentError(
-            f"{len(absent)} cells on {absent[0].data} come first, their weights are what these start from: the same "
-            f"table with --data {absent[0].data} --schedule {absent[0].schedule} --seeds {seeds} --rows {names}, and "
-            "the same --runs"
+            f"{len(absent)} cells on {there.data} come first, their weights are what these start from: `experiments "
+            f"{'resolution' if table == 'start' else table} --data {there.data} --schedule {there.schedule} --seeds "
+            f"{seeds} --rows {' '.join(start.name for start in absent)}`, and the same --runs"
         )
 
 

@@ -267,11 +267,19 @@ def test_a_lighter_student_costs_what_its_docstring_says() -> None:
     assert cell.run(Path("runs")).network.detection.channels == 96
 
 
-def test_a_start_that_was_not_trained_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ExperimentError, match="--data scenes --schedule smoke --seeds 1 --rows detection-native-x16, "):
-        experiments(
-            "start", "msrs", seeds=(1,), schedule="smoke", rows=("native-x16-s1",), runs=tmp_path, results=tmp_path
-        )
+def test_cells_whose_first_weights_are_missing_name_the_command_that_makes_them(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    options: dict[str, Any] = {"schedule": "small", "runs": tmp_path, "results": tmp_path}
+    with pytest.raises(ExperimentError) as caught:
+        experiments("start", "msrs", DETECTION, (2,), rows=("native-x16-s2",), **options)
+    words = str(caught.value).split("`")[1].split()
+    assert words[0] == "experiments"
+    named = dict(zip(words[2::2], words[3::2], strict=True))
+    assert named == {"--data": "scenes", "--schedule": "small", "--seeds": "2", "--rows": "detection-native-x16-s2"}
+    with caplog.at_level("INFO"):
+        experiments(words[1], "scenes", DETECTION, (2,), rows=(named["--rows"],), plan=True, **options)  # type: ignore[arg-type]
+    assert "1 cells, 1 to run" in caplog.text
 
 
 def test_a_record_of_other_settings_or_another_world_is_not_taken(tmp_path: Path) -> None:
