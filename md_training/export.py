@@ -25,7 +25,7 @@ import onnx
 import onnxruntime
 import torch
 from onnx import helper, numpy_helper
-from onnxscript import opset20
+from onnxscript import ir, opset20
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -89,8 +89,32 @@ def _suppress(boxes: Any, scores: Any, maximum: int) -> Any:
     return opset20.Gather(kept, [0, 2], axis=1)
 
 
-TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {torch.ops.md_training.suppress.default: _suppress}
-"""What the exporter makes of operators of our own."""
+def _pool(features: Any, cells: Sequence[int]) -> Any:
+    """Return the means over rows x columns of cells of float (B, C, h, w), as one product with a matrix.
+
+    ONNX has no such operator. Where the cells are not all of one size, the exporter's own way is an addition and a
+    gathering for each of their pixels.
+    """
+    of_rows, of_columns = (_means(count, length) for count, length in zip(cells, features.shape[2:], strict=True))
+    matrix = ir.tensor(np.kron(of_rows, of_columns).T.astype(np.float32))
+    means = opset20.MatMul(opset20.Reshape(features, [0, 0, -1]), opset20.Constant(value=matrix))
+    return opset20.Reshape(means, [0, 0, *cells])
+
+
+def _means(count: int, length: int) -> np.ndarray:
+    """Return float (count, length): what takes the means of `length` values in as many cells as torch does."""
+    first = np.arange(count) * length // count
+    last = -(-np.arange(1, count + 1) * length // count)  # cells may share a value
+    values = np.arange(length)
+    inside = (values >= first[:, None]) & (values < last[:, None])
+    return inside / inside.sum(axis=1, keepdims=True)
+
+
+TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
+    torch.ops.md_training.suppress.default: _suppress,
+    torch.ops.aten.adaptive_avg_pool2d.default: _pool,
+}
+"""What the exporter makes of operators of our own, and of those that it spells out in many nodes."""
 
 
 class ExportError(RuntimeError):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from onnx import numpy_helper
@@ -346,6 +347,25 @@ def test_folding_the_input_changes_nothing_not_even_at_borders_and_bars(
     for before, after in zip(stem(network), stem(folded, folded=True), strict=True):
         assert float(before.abs().max()) > 0.5
         torch.testing.assert_close(after, before, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("cells", [(1, 1), (2, 5), (3, 3), (6, 6), (8, 10), (9, 12)])
+def test_means_over_cells_that_share_pixels_are_one_product(cells: tuple[int, int]) -> None:
+    program = torch.onnx.export(
+        nn.AdaptiveAvgPool2d(cells).eval(),
+        (torch.zeros(2, 4, 8, 10),),
+        dynamo=True,
+        dynamic_shapes=({0: torch.export.Dim("B")},),
+        custom_translation_table=exporting.TRANSLATIONS,
+        verbose=False,
+    )
+    assert program is not None
+    assert [node.op_type for node in program.model_proto.graph.node] == ["Reshape", "MatMul", "Reshape"]
+    session = onnxruntime.InferenceSession(program.model_proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    features = torch.randn(3, 4, 8, 10, generator=torch.Generator().manual_seed(5))
+    (means,) = session.run(None, {session.get_inputs()[0].name: features.numpy()})
+    expected = nn.functional.adaptive_avg_pool2d(features, cells)
+    np.testing.assert_allclose(means, expected, rtol=0, atol=1e-6)
 
 
 def test_evaluation_runs_on_the_exported_file(file: Path) -> None:
