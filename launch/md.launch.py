@@ -5,7 +5,14 @@
 An argument left empty leaves the matter to the parameter file.
 """
 
-from launch.actions import DeclareLaunchArgument, EmitEvent, LogInfo, OpaqueFunction, RegisterEventHandler
+from launch.actions import (
+    DeclareLaunchArgument,
+    EmitEvent,
+    LogInfo,
+    OpaqueFunction,
+    RegisterEventHandler,
+    TimerAction,
+)
 from launch.event_handlers import OnProcessStart
 from launch.events import matches_action
 from launch_ros.actions import LifecycleNode
@@ -80,6 +87,11 @@ ARGUMENTS = (
         choices=["true", "false"],
         description="configure and activate the node; false leaves that to a lifecycle manager",
     ),
+    DeclareLaunchArgument(
+        "restart_after",
+        default_value="5.0",
+        description="with autostart: seconds after which a node that failed at work is configured again; 0: never",
+    ),
 )
 
 
@@ -87,6 +99,10 @@ def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     """Return the node and its lifecycle events, for the arguments at hand."""
     value = context.launch_configurations
     check_parameter_file(value, "params_file")
+    try:
+        restart_s = float(value["restart_after"])
+    except ValueError:
+        raise RuntimeError(f"restart_after:={value['restart_after']}: it is a number of seconds, 0 for never") from None
     if value["calibration"]:
         check_parameter_file(value, "calibration")
     # The node looks too; but a topic of Autoware's with an encoding that is not said here is a slip waiting to happen.
@@ -136,6 +152,10 @@ def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     def change(transition: int) -> EmitEvent:
         return EmitEvent(event=ChangeState(lifecycle_node_matcher=matches_action(node), transition_id=transition))
 
+    again: list[LaunchDescriptionEntity] = [LogInfo(msg="md_perception has failed; its log above says why")]
+    if restart_s > 0:
+        again.append(TimerAction(period=restart_s, actions=[change(Transition.TRANSITION_CONFIGURE)]))
+
     return [
         # Before the node, so that no transition of it can pass unseen.
         RegisterEventHandler(
@@ -155,6 +175,11 @@ def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
                 start_state="configuring",
                 goal_state="unconfigured",
                 entities=[LogInfo(msg="md_perception could not be configured; the node's log above says why")],
+            )
+        ),
+        RegisterEventHandler(
+            OnStateTransition(
+                target_lifecycle_node=node, start_state="errorprocessing", goal_state="unconfigured", entities=again
             )
         ),
         node,

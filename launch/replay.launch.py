@@ -9,6 +9,7 @@ md_evaluate, all is as on the vehicle: a slow student drops images, and /md_perc
 
 import shutil
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 from launch.actions import (
@@ -45,7 +46,7 @@ ARGUMENTS = (
     DeclareLaunchArgument(
         "record_topics",
         default_value="",
-        description="topics to record instead, with blanks between them; absolute names",
+        description="topics to record instead of detections, status and masks; absolute names with blanks between",
     ),
     DeclareLaunchArgument(
         "tools",
@@ -73,7 +74,7 @@ RESULTS = ("detections", "status")
 """Topics below the name of the node."""
 
 MASKS = ("confidence", "label_info")
-"""Topics below segmentation/, beside the mask."""
+"""Topics beside the mask, below segmentation/, or autoware/ where it is encoded for Autoware."""
 
 
 def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
@@ -117,7 +118,7 @@ def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
 def play_command(value: dict[str, str], ros2: bool) -> list[str]:
     """Return the command that plays the bag."""
     topics = value["play_topics"].split()
-    command = ["ros2", "bag", "play"] if ros2 else [sys.executable, "-m", "md_perception.bags", "play"]
+    command = ["ros2", "bag", "play"] if ros2 else [_python(), "-m", "md_perception.bags", "play"]
     command += [value["bag"], "--rate", value["rate"], "--clock", value["clock"]]
     if value["loop"] == "true":
         command.append("--loop")
@@ -132,20 +133,29 @@ def record_command(value: dict[str, str], ros2: bool) -> list[str]:
     topics = value["record_topics"].split() or result_topics(value)
     if ros2:
         return ["ros2", "bag", "record", "--use-sim-time", "--output", value["record"], *topics]
-    recorder = [sys.executable, "-m", "md_perception.ros.recorder", "--use-sim-time", "--out", value["record"]]
+    recorder = [_python(), "-m", "md_perception.ros.recorder", "--use-sim-time", "--out", value["record"]]
     return [*recorder, *topics]
 
 
+def _python() -> str:
+    """Return the interpreter that has this package's tools: `ros2` itself may run outside the virtual environment."""
+    return sys.executable if find_spec("rosbags") else "python3"
+
+
 def result_topics(value: dict[str, str]) -> list[str]:
-    """Return the absolute names of what the node publishes with these arguments of md.launch.py."""
+    """Return the absolute names of what the node publishes with these arguments of md.launch.py.
+
+    Without what only a parameter file switches on: objects for Autoware, obstacles, another encoding of the mask.
+    """
     namespace = "/" + value.get("namespace", "").strip("/")
     root = namespace.rstrip("/")
     autoware = value.get("mask_encoding") == "autoware_rle"
-    mask = value.get("mask_topic") or ("autoware/mask" if autoware else "segmentation/mask")
+    space = "autoware" if autoware else "segmentation"
+    mask = value.get("mask_topic") or f"{space}/mask"
     return [
         *(f"{root}/md_perception/{name}" for name in RESULTS),
         mask if mask.startswith("/") else f"{root}/{mask}",
-        *(f"{root}/segmentation/{name}" for name in MASKS),
+        *(f"{root}/{space}/{name}" for name in MASKS),
     ]
 
 

@@ -19,7 +19,7 @@ from md_perception.results import Camera, Float32Array, Frame, Mode, Perception,
 from md_perception.sensing.health import Content, content_of
 from md_perception.sensing.images import ImageError, Message, stamp_ns, to_rgb
 from md_perception.sensing.pairing import PairingSettings
-from md_perception.sensing.registration import NoCalibration, Registration, RegistrationSettings
+from md_perception.sensing.registration import Registration, RegistrationError, RegistrationSettings
 from md_perception.sensing.thermal import TEMPERATURES, ThermalNormaliser, ThermalSettings
 
 logger = logging.getLogger(__name__)
@@ -43,7 +43,9 @@ class RejectedFrame(Exception):
 
 
 class NotReady(RejectedFrame):
-    """A frame that came before something that it needs: nothing is wrong, however many there are in a row."""
+    """A frame that the node has no registration for: one that came before its camera_info, or of another size than was
+    calibrated. Not the node is at fault, however many there are in a row, and it goes on when the cameras are right.
+    """
 
 
 @dataclass(frozen=True)
@@ -199,7 +201,7 @@ class Pipeline:
             if rgb_frame is not None and thermal_frame is not None:
                 matrix = self.registration.matrix(_size(rgb_frame), _size(thermal_frame))
                 offset_ns = thermal_frame.stamp_ns + self.settings.pairing.offset_ns - rgb_frame.stamp_ns
-        except NoCalibration as error:
+        except RegistrationError as error:
             raise NotReady(str(error)) from error
         except (ImageError, ValueError) as error:
             raise RejectedFrame(str(error)) from error

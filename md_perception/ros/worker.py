@@ -137,7 +137,7 @@ class Worker:
         what = "thermal image rejected" if job.rgb is None else "RGB image rejected"
         try:
             self._process(job)
-        except NotReady as error:  # a driver that starts late is no failure of this node
+        except NotReady as error:  # a driver that starts late, or in another mode, is no failure of this node
             self._warn(f"{what}: {error}")
             self._reject()
         except RejectedFrame as error:
@@ -154,7 +154,7 @@ class Worker:
     def _reject(self, failure: str = "") -> None:
         """Count the frame in work, after the log has said why.
 
-        failure: what went wrong, "" where the frame only came too early.
+        failure: what went wrong, "" where nothing did in this node.
         """
         self._rejected_in_a_row += 1
         self._failures_in_a_row += bool(failure)

@@ -11,7 +11,7 @@ from tiny_student import tiny_manifest, write_tiny_student
 
 from md_perception.inference.manifest import ThermalContract
 from md_perception.inference.session import SessionSettings, Student
-from md_perception.pipeline import PREPARED_SIZES, Pipeline, PipelineSettings, RejectedFrame
+from md_perception.pipeline import PREPARED_SIZES, NotReady, Pipeline, PipelineSettings, RejectedFrame
 from md_perception.results import Mode, Perception
 from md_perception.sensing.pairing import PairingSettings
 from md_perception.sensing.registration import RegistrationSettings
@@ -227,6 +227,16 @@ def test_an_image_that_the_homography_does_not_fit_is_rejected(fused: Student) -
     settings = PipelineSettings(registration=RegistrationSettings(homography=homography))
     with pytest.raises(RejectedFrame, match="horizon inside the 64x48"):
         Pipeline({Mode.FUSED: fused}, settings).prepare(rgb_message(), thermal_message())
+
+
+def test_images_of_another_size_than_was_calibrated_are_no_failure_of_the_node(
+    fused: Student,
+) -> None:
+    settings = RegistrationSettings(homography=[0.25, 0, 0, 0, 0.25, 0, 0, 0, 1], sizes=(64, 48, 16, 12))
+    pipeline = Pipeline({Mode.FUSED: fused}, PipelineSettings(registration=settings))
+    with pytest.raises(NotReady, match="made for RGB 64x48 and thermal 16x12, but the images are 64x48 and 8x6"):
+        pipeline.prepare(rgb_message(), thermal_message(size=(8, 6)))
+    assert len(process(pipeline, rgb_message(), thermal_message()).output.detections) == 2
 
 
 def test_a_failure_of_the_student_is_a_rejected_frame(fused: Student) -> None:

@@ -1,7 +1,9 @@
 """launch/md.launch.py on the real launch and launch_ros: it starts, configures and activates the node, and ends it."""
 
+import os
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from rcl_interfaces.srv import GetParameters
 from vehicle import TIMEOUT_S, poll
 
 from md_perception.calibrate import Result
+from md_perception.msg import PerceptionStatus
 from md_perception.ros.node import NODE_NAME
 from md_perception.sensing.alignment import Alignment, Delay, Fit
 
@@ -70,6 +73,47 @@ def test_it_says_when_the_node_could_not_be_configured(launch, vehicle):
     assert "md_perception could not be configured; the node's log above says why" in output
     assert "student /nowhere.onnx cannot be read" in output
     assert ("md_perception", "/car") in vehicle.node.get_node_names_and_namespaces()
+
+
+FAILS_AT_FIRST = """
+from md_perception.pipeline import Pipeline
+
+infer, calls = Pipeline.infer, []
+
+def failing(self, work):
+    calls.append(work)
+    return infer(self, work) if len(calls) > 3 else 1 / 0
+
+Pipeline.infer = failing
+"""
+
+
+def test_a_node_that_has_failed_is_configured_and_activated_again(launch, vehicle, students, tmp_path, monkeypatch):
+    (tmp_path / "sitecustomize.py").write_text(FAILS_AT_FIRST)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
+    parameters = tmp_path / "parameters.yaml"
+    parameters.write_text("/**: {ros__parameters: {health.failures_in_a_row: 3}}")
+    process = launch(student=students["fused"], params_file=parameters, restart_after="0.5")
+    poll(lambda: vehicle.state() == State.PRIMARY_STATE_ACTIVE, "the active state")
+    for topic in ("/thermal/image_raw", "/rgb/image_raw"):
+        vehicle.camera(topic)
+
+    def served() -> bool:
+        vehicle.send_pair(vehicle.now_ns(), matched=False)
+        time.sleep(0.04)
+        return any(status.mode == PerceptionStatus.MODE_FUSED for status in vehicle.statuses)
+
+    poll(served, "a result after the failures")
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=TIMEOUT_S)
+    assert "3 frames in a row gave no result; the last: ZeroDivisionError" in output
+    assert "md_perception has failed; its log above says why" in output
+
+
+def test_an_argument_that_is_no_time_is_refused(launch):
+    output, _ = launch(restart_after="soon").communicate(timeout=TIMEOUT_S)
+    assert "restart_after:=soon: it is a number of seconds, 0 for never" in output
+    assert "process started" not in output
 
 
 def test_the_calibration_and_the_enclave_reach_the_node(launch, vehicle, students, tmp_path):

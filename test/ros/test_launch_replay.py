@@ -135,6 +135,8 @@ def test_the_results_are_recorded_where_the_node_publishes_them() -> None:
         *("/car/md_perception/detections", "/car/md_perception/status", "/car/segmentation/mask"),
         *("/car/segmentation/confidence", "/car/segmentation/label_info"),
     ]
-    assert "/autoware/mask" in module.result_topics(values(mask_encoding="autoware_rle"))
+    assert module.result_topics(values(mask_encoding="autoware_rle"))[2:] == [
+        *("/autoware/mask", "/autoware/confidence", "/autoware/label_info")
+    ]
     assert "/eyes/mask" in module.result_topics(values(namespace="car", mask_topic="/eyes/mask"))
     assert module.record_command(values(record="out", record_topics="/x"), ros2=False)[-1] == "/x"
