@@ -53,7 +53,7 @@ class StudentState:
 
 
 def input_status(camera: str, state: InputState, report: CameraReport, age_s: float) -> DiagnosticStatus:
-    """Return the status of one camera. age_s: of the newest stamp."""
+    """Return the status of one camera, ERROR where no images come. age_s: of the newest stamp."""
     problems = []
     rate, share = report.rate_hz, report.arrived_share
     if not state.publishers:
@@ -83,6 +83,7 @@ def input_status(camera: str, state: InputState, report: CameraReport, age_s: fl
         for fault, text in report.faults.items()
         if not (problems and fault in (Fault.SILENT, Fault.SLOW))  # the cause is told already
     ]
+    error = rate == 0.0 or Fault.SILENT in report.faults
     values = {
         "topic": state.topic,
         "publishers": state.publishers,
@@ -95,7 +96,7 @@ def input_status(camera: str, state: InputState, report: CameraReport, age_s: fl
         "received": report.received,
         "faults": ", ".join(fault.value for fault in report.faults),
     }
-    return _status(f"{camera} input", problems, f"{rate:.1f} Hz", values)
+    return _status(f"{camera} input", problems, f"{rate:.1f} Hz", values, error=error)
 
 
 def pairing_status(policy: str, now: Counters, before: Counters, period_ns: int | None) -> DiagnosticStatus:
@@ -158,7 +159,7 @@ def inference_status(students: Sequence[StudentState], timings: Timings, rgb_rat
 
 
 def mode_status(mode: Mode, reason: str, now: Counters, before: Counters) -> DiagnosticStatus:
-    """Return the status of the operating mode and the counters.
+    """Return the status of the operating mode, ERROR while it is STALE, and the counters.
 
     reason: why it is STALE or less than it could be, with the cure, "" if it is not. now, before: as in pairing_status.
     """
@@ -170,7 +171,7 @@ def mode_status(mode: Mode, reason: str, now: Counters, before: Counters) -> Dia
         if rejected > 0:
             problems.append(f"{rejected} {camera} images could not be processed in the last second: the log says why")
     values = {"mode": mode.name, **{name: getattr(now, name) for name in _COUNTERS}}
-    return _status("mode", problems, mode.name, values)
+    return _status("mode", problems, mode.name, values, error=mode is Mode.STALE)
 
 
 def registration_status(
@@ -243,9 +244,13 @@ _COUNTERS = (
 )
 
 
-def _status(name: str, problems: list[str], summary: str, values: Mapping[str, object]) -> DiagnosticStatus:
+def _status(
+    name: str, problems: list[str], summary: str, values: Mapping[str, object], *, error: bool = False
+) -> DiagnosticStatus:
+    """error: that the problems, if there are any, leave the vehicle blind."""
+    bad = DiagnosticStatus.ERROR if error else DiagnosticStatus.WARN
     return DiagnosticStatus(
-        level=DiagnosticStatus.WARN if problems else DiagnosticStatus.OK,
+        level=bad if problems else DiagnosticStatus.OK,
         name=name,
         message="; ".join(problems) or summary,
         values=[KeyValue(key=key, value=str(value)) for key, value in values.items()],

@@ -41,6 +41,9 @@ MEMORY_S = 5.0
 _SLOW_SHARE = 0.5
 """Of the best rate that a camera has reached: below it, it is slow, where no least rate is given."""
 
+_LEAST_GAPS = 10
+"""Between stamps, before they say how many images are lost."""
+
 _LEAST_ROWS = 64
 _CHANGED_SHARE = 0.001
 """Share of the samples that changes at least between two pictures of a live sensor. Noise of a hundredth of a grey
@@ -327,14 +330,17 @@ class CameraHealth:
     def arrived_share(self, now_ns: int) -> float:
         """Return the share of the camera's images that arrive, 0..1, judged from the gaps between their stamps.
 
-        A camera is regular: the short gaps are its period, and gaps of several periods are images that were lost.
+        A camera is regular: the short gaps are its period, and gaps of several periods are images that were lost. The
+        better half counts: a camera that has changed its rate, as with its exposure at dusk, was regular before and is
+        after.
         """
         self._forget(now_ns)
         stamps = np.array([stamp for _, stamp in self._arrivals], np.int64)
         gaps = np.diff(stamps)
-        if len(gaps) < 10 or gaps.min() <= 0:
+        if len(gaps) < _LEAST_GAPS or gaps.min() <= 0:
             return 1.0
-        return float(min(1.0, np.percentile(gaps, 10) / gaps.mean()))
+        halves = np.array_split(gaps, 2 if len(gaps) >= 2 * _LEAST_GAPS else 1)
+        return float(min(1.0, max(np.percentile(half, 10) / half.mean() for half in halves)))
 
     def faults(self, now_ns: int) -> dict[Fault, str]:
         """Return what is wrong now, each with what was seen; where it is silent, that alone."""

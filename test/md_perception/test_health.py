@@ -328,6 +328,13 @@ def test_rate_and_share_of_a_regular_camera() -> None:
     assert health.arrived_share(now_ns) == pytest.approx(33 / 99, rel=0.02)
 
 
+@pytest.mark.parametrize(("before_ms", "after_ms"), [(33, 100), (33, 66), (40, 125), (100, 33)])
+def test_a_camera_that_changes_its_rate_loses_no_images(before_ms: int, after_ms: int) -> None:
+    for sent in range(1, 200):
+        health, now_ns = fed([before_ms] * 60 + [after_ms] * sent)
+        assert health.arrived_share(now_ns) > 0.6, f"{sent} images after the change"
+
+
 def test_the_rate_of_a_camera_that_comes_back_is_that_of_its_images_since() -> None:
     health, now_ns = fed([33] * 60 + [3000] + [33] * 3)
     assert health.rate_hz(now_ns) == pytest.approx(1000 / 33)

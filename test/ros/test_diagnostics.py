@@ -88,7 +88,9 @@ def test_stamps_that_are_no_time_of_this_clock_are_told_with_the_cure():
     assert diagnostics.input_status("rgb", state(), running, 9.0).level == DiagnosticStatus.OK
     # Of a camera that fell silent the last stamp grows old by itself.
     silent = CameraReport(rate_hz=0.5, silent_s=20.0, faults={Fault.SILENT: "for 20.0 s"})
-    assert "stamps" not in diagnostics.input_status("rgb", state(), silent, 20.0).message
+    fallen = diagnostics.input_status("rgb", state(), silent, 20.0)
+    assert fallen.level == DiagnosticStatus.ERROR
+    assert "stamps" not in fallen.message
 
 
 @pytest.mark.parametrize(
@@ -100,9 +102,9 @@ def test_stamps_that_are_no_time_of_this_clock_are_told_with_the_cure():
         (state(incompatible="DURABILITY"), ["incompatible DURABILITY", "durability policy"]),
     ],
 )
-def test_a_silent_input_is_a_warning_with_the_cure(input_state, texts):
+def test_a_silent_input_is_an_error_with_the_cure(input_state, texts):
     status = diagnostics.input_status("rgb", input_state, CameraReport(), math.nan)
-    assert status.level == DiagnosticStatus.WARN
+    assert status.level == DiagnosticStatus.ERROR
     for text in texts:
         assert text in status.message
 
@@ -165,7 +167,8 @@ def test_mode_and_counters():
     }
     reason, rejected = "no images on /rgb/image_raw: start the driver", Counters(rejected=5)
     stale = diagnostics.mode_status(Mode.STALE, reason, rejected, Counters(rejected=2))
-    assert stale.level == DiagnosticStatus.WARN
+    assert stale.level == DiagnosticStatus.ERROR
+    assert diagnostics.mode_status(Mode.VISIBLE_ONLY, reason, rejected, rejected).level == DiagnosticStatus.WARN
     assert "/rgb/image_raw" in stale.message
     assert "3 RGB images could not be processed in the last second" in stale.message
     assert diagnostics.mode_status(Mode.FUSED, "", rejected, rejected).level == DiagnosticStatus.OK

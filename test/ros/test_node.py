@@ -339,7 +339,7 @@ def test_a_missing_topic_gives_stale_statuses_and_a_diagnosis_that_names_it(star
     assert abs(header_ns(status) - vehicle.now_ns()) < 10_000 * MS
     assert_balanced(status)
     found = poll(lambda: diagnosis(diagnoses, "thermal input"), "the diagnosis")
-    assert found.level == DiagnosticStatus.WARN
+    assert found.level == DiagnosticStatus.ERROR
     assert "nobody publishes /boson/image_raw" in found.message
     assert "remap thermal/image_raw" in found.message
     mode = poll(lambda: diagnosis(diagnoses, "mode"), "the diagnosis of the mode")
@@ -420,7 +420,7 @@ def test_auto_reliability_follows_a_best_effort_publisher(start_node, vehicle):
     assert info.qos_profile.reliability != BEST_EFFORT.reliability
 
 
-def test_an_incompatible_publisher_is_warned_of_with_the_cure(start_node, vehicle, capfd):
+def test_an_incompatible_publisher_is_an_error_with_the_cure(start_node, vehicle, capfd):
     start_node(rgb__reliability="reliable")
     diagnoses = vehicle.listen_to_diagnostics()
     vehicle.start()
@@ -428,7 +428,7 @@ def test_an_incompatible_publisher_is_warned_of_with_the_cure(start_node, vehicl
     found = poll(
         lambda: (s := diagnosis(diagnoses, "rgb input")) and "incompatible" in s.message and s, "the diagnosis"
     )
-    assert found.level == DiagnosticStatus.WARN
+    assert found.level == DiagnosticStatus.ERROR
     assert "set its reliability parameter to 'auto'" in found.message
     assert "/rgb/image_raw: a publisher offers an incompatible RELIABILITY" in capfd.readouterr().err
 
