@@ -1,5 +1,6 @@
 """The node's parameters in ROS: declared from the table of md_perception.parameters, read, checked when they change."""
 
+import difflib
 from typing import Any
 
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
@@ -28,11 +29,24 @@ def declare(node: Node) -> None:
     """Declare every parameter of the table on the node, and let integers stand for floats when they are set.
 
     Raises rclpy's InvalidParameterTypeException or InvalidParameterValueException for an override of the wrong type or
-    out of range.
+    out of range. Overrides of parameters that there are not, which rclpy ignores, are warned of: not refused, as a file
+    may be for several nodes.
     """
     for declaration in TABLE:
         node.declare_parameter(declaration.name, declaration.default, descriptor(declaration))
     node.add_pre_set_parameters_callback(_with_floats)
+    # rclpy has no public name for them. Those of QoS are declared with their topics.
+    given = [name for name in node._parameter_overrides if not name.startswith("qos_overrides.")]
+    if unknown := [name for name in given if not node.has_parameter(name)]:
+        node.get_logger().warning(
+            f"ignored, as there are no such parameters: {', '.join(map(_with_likeness, unknown))}; config/md.yaml has "
+            "them all"
+        )
+
+
+def _with_likeness(name: str) -> str:
+    like = difflib.get_close_matches(name, [declaration.name for declaration in TABLE], n=1)
+    return f"{name} (is it {like[0]}?)" if like else name
 
 
 def hint(error: Exception) -> str:

@@ -56,6 +56,23 @@ def test_ros_reads_the_yaml_file(context):
     node.destroy_node()
 
 
+def test_parameters_that_there_are_not_are_warned_of(context, capfd):
+    given = [
+        "score_treshold:=0.9",
+        "pairing.tolerence_s:=0.1",
+        "qos_overrides./x.publisher.depth:=3",
+        "use_sim_time:=true",
+    ]
+    arguments = ["--ros-args", *(part for text in given for part in ("-p", text)), "-p", "score_threshold:=0.4"]
+    node = Node("md_perception", context=context, cli_args=arguments)
+    parameters.declare(node)
+    assert node.get_parameter("score_threshold").value == 0.4
+    said = capfd.readouterr().err
+    assert "score_treshold (is it score_threshold?), pairing.tolerence_s (is it pairing.tolerance_s?); config" in said
+    assert "qos" not in said
+    node.destroy_node()
+
+
 def test_every_parameter_is_described_and_has_a_field():
     assert {field.name for field in fields(Parameters)} == {d.field for d in TABLE}
     for declaration in TABLE:
