@@ -29,7 +29,6 @@ OBJECT_LABELS: dict[str, int] = {
 """autoware_perception_msgs/ObjectClassification (autoware_msgs 1.12)."""
 
 MASK_LABELS: dict[str, int] = {
-    "road": 0,
     "building": 1,
     "wall": 2,
     "obstacle": 3,
@@ -38,6 +37,7 @@ MASK_LABELS: dict[str, int] = {
     "person": 6,
     "vehicle": 7,
     "bike": 8,
+    "road": 9,
     "sidewalk": 10,
     "road_paint": 11,
     "curbstone": 12,
@@ -45,10 +45,15 @@ MASK_LABELS: dict[str, int] = {
     "vegetation": 14,
     "sky": 15,
 }
-"""What the ids of a mask mean to Autoware (README of autoware_tensorrt_yolox, whose table has road at 9 again)."""
+"""What the ids of a mask mean to Autoware's segmentation_pointcloud_fusion. Nothing gets 0: unknown to the fusion, road
+in the table of autoware_tensorrt_yolox (which has road at 9, too)."""
+
+FILTERED = ("building", "wall", "road", "vegetation")
+"""Labels whose points the fusion takes out of the lidar's cloud, unless its filter_semantic_label_target says
+otherwise."""
 
 OBSTACLE = MASK_LABELS["obstacle"]
-"""For what has no label of its own. Never 0: consumers throw away the lidar's points on road."""
+"""For what has no label of its own: the fusion leaves the lidar's points on it."""
 
 _RUN = np.dtype([("value", "u1"), ("length", "<i4")])
 
@@ -105,13 +110,18 @@ def mask_ids(mapping: Mapping[str, str], classes: Sequence[str]) -> UInt8Image:
     """Return uint8 (256,): Autoware's mask id of each id of the student's. mapping: class name to MASK_LABELS.
 
     A class without a label, unlabelled for one, becomes `obstacle`: nothing that the student does not know may pass for
-    road.
+    road, or for anything else of FILTERED.
     """
     table = np.full(256, OBSTACLE, np.uint8)
     for index, name in enumerate(classes):
         if name in mapping:
             table[index] = MASK_LABELS[mapping[name]]
     return table
+
+
+def filtered_classes(mapping: Mapping[str, str]) -> tuple[str, ...]:
+    """Return `class=label` of each class of a mapping to MASK_LABELS whose lidar points Autoware takes away."""
+    return tuple(f"{name}={label}" for name, label in mapping.items() if label in FILTERED)
 
 
 def unknown_classes(mapping: Mapping[str, str], classes: Sequence[str]) -> tuple[str, ...]:

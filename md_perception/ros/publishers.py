@@ -47,7 +47,7 @@ class Publishers:
         self._mask_ids = (
             autoware.mask_ids(dict(navigation.mask_labels), segmentation_classes) if self._run_lengths else None
         )
-        self._warn_of_unknown_classes()
+        self._warn_of_labels()
         self._tracker = _tracker(navigation)
         self._navigation: NavigationOutputs | None = None
         self._all: list[Any] = []
@@ -59,7 +59,14 @@ class Publishers:
             self.destroy()
             raise
 
-    def _warn_of_unknown_classes(self) -> None:
+    def _warn_of_labels(self) -> None:
+        filtered = autoware.filtered_classes(dict(self._wanted.mask_labels)) if self._run_lengths else ()
+        if filtered:
+            self._node.get_logger().warning(
+                f"autoware.mask_labels: {', '.join(filtered)}: Autoware's segmentation_pointcloud_fusion takes the "
+                "lidar's points on these away, unless its filter_semantic_label_target says otherwise: use obstacle "
+                "for what the vehicle must not drive into"
+            )
         for used, parameter, mapping, classes in (
             (self._run_lengths, "mask_labels", self._wanted.mask_labels, self._segmentation_classes),
             (

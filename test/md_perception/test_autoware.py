@@ -92,9 +92,17 @@ def test_labels_by_name_and_what_has_none() -> None:
     mapping = autoware.parse_mapping(["person=PEDESTRIAN", "car = CAR"], autoware.OBJECT_LABELS)
     assert autoware.object_labels(mapping, DETECTION.classes) == (7, 0, 1)  # pedestrian, unknown, car
     ids = autoware.mask_ids({"car": "vehicle", "person": "person"}, SEGMENTATION.classes)
-    # Unlabelled, whatever has no label, and ids outside the list are obstacles: id 0 would be road.
+    # Unlabelled, whatever has no label, and ids outside the list are obstacles. Nothing is 0, road or unknown.
     assert ids[[0, 1, 2, 3, 255]].tolist() == [3, 7, 6, 3, 3]
     assert 0 not in ids
+
+
+def test_labels_whose_lidar_points_autoware_takes_away_are_found() -> None:
+    # The ids are the places in the fusion's own list: UNKNOWN, BUILDING, WALL, OBSTACLE, ..., BIKE, ROAD, SIDEWALK, ...
+    assert [autoware.MASK_LABELS[name] for name in autoware.FILTERED] == [1, 2, 9, 14]
+    mapping = {"guardrail": "wall", "car": "vehicle", "bump": "road"}
+    assert autoware.filtered_classes(mapping) == ("guardrail=wall", "bump=road")
+    assert autoware.filtered_classes({"car": "vehicle"}) == ()
 
 
 def test_classes_of_a_mapping_that_the_student_does_not_know_are_found() -> None:
@@ -114,7 +122,7 @@ def test_runs_beyond_two_and_three_bytes(length: int) -> None:
     [
         ("car", autoware.OBJECT_LABELS, "'car' maps no class: write a class, an equals sign and a label"),
         ("car=AUTO", autoware.OBJECT_LABELS, "'car=AUTO': Autoware has no label 'AUTO' here: use one of UNKNOWN, CAR"),
-        ("car=CAR", autoware.MASK_LABELS, "no label 'CAR' here: use one of road, building"),
+        ("car=CAR", autoware.MASK_LABELS, "no label 'CAR' here: use one of building, wall"),
     ],
 )
 def test_labels_that_are_none_are_refused(text: str, labels: dict[str, int], message: str) -> None:

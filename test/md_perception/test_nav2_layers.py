@@ -6,9 +6,11 @@ Sources: kiwicampus/semantic_segmentation_layer (segmentation_buffer.cpp, a70cf6
 
 import math
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from ground_cameras import look_down, pinhole
 from rosbags.typesys.store import Typestore
 
@@ -97,6 +99,44 @@ def test_the_layer_reads_every_point_of_a_depth_camera_of_another_size(
         v, u = divmod(index, size[0])
         row, column = int((v + 0.5) * 17 / size[1]), int((u + 0.5) * 23 / size[0])
         assert (name, sure) == (SEGMENTATION.classes[mask[row, column]], confidence[row, column])
+
+
+def layer_costs(types: dict, frames: list[tuple[float, set[str]]], decay_s: float) -> list[int | None]:
+    """What the layer writes into one cell, frame by frame: (time, classes that its points have).
+
+    Of a frame the class of the greatest cost counts (use_cost_selection), classes of no type not at all. A priority
+    class empties the queues of the others; without one the longest queue dominates. The cost is written while a queue
+    holds something, and nothing ever unmarks a cell.
+    """
+    type_of = {name: kind for kind in types.values() for name in kind["classes"]}
+    queues: dict[str, list[float]] = {}
+    cell, costs = None, []
+    for now, seen in frames:
+        known = [name for name in seen if name in type_of]
+        if known:
+            best = max(known, key=lambda name: type_of[name]["max_cost"])
+            queues = {best: queues.get(best, [])} if type_of[best]["dominant_priority"] else queues
+            queues.setdefault(best, []).append(now)
+        queues = {name: [at for at in times if now - at <= decay_s] for name, times in queues.items()}
+        queues = {name: times for name, times in queues.items() if times}
+        if queues:
+            first = [name for name in queues if type_of[name]["dominant_priority"]]
+            cell = type_of[first[0] if first else max(queues, key=lambda name: len(queues[name]))]["max_cost"]
+        costs.append(cell)
+    return costs
+
+
+def test_our_parameters_of_the_layer_take_back_what_a_person_has_marked() -> None:
+    file = Path(__file__).parents[2] / "config" / "nav2_semantic_layer.yaml"
+    costmap = yaml.safe_load(file.read_text())["local_costmap"]["local_costmap"]["ros__parameters"]
+    camera = costmap["semantic_layer"]["camera"]
+    types = {name: camera[name] for name in camera["class_types"]}
+    assert sorted(name for kind in types.values() for name in kind["classes"]) == sorted(SEGMENTATION.classes)
+    drive = [(0.1 * k, {"person", "unlabelled"} if k < 20 else {"unlabelled"}) for k in range(60)]
+    costs = layer_costs(types, drive, camera["tile_map_decay_time"])
+    assert costs[:20] == [254] * 20
+    assert costs[-20:] == [0] * 20
+    assert layer_costs({"danger": types["danger"]}, drive, camera["tile_map_decay_time"])[-1] == 254
 
 
 # -- obstacle layer, collision monitor ---------------------------------------------------------------------------------

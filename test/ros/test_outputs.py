@@ -566,7 +566,16 @@ def test_run_lengths_on_a_topic_of_images_are_refused(start_node, vehicle, capfd
 def test_a_mapping_of_a_class_that_the_student_does_not_know_is_warned_of(start_node, vehicle, capfd):
     start_node(segmentation__mask_encoding="autoware_rle", autoware__mask_labels=["persn=person", "car=vehicle"])
     assert vehicle.configure()
-    assert "autoware.mask_labels names persn, which the student does not know: it knows unl" in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert "autoware.mask_labels names persn, which the student does not know: it knows unl" in said
+    assert "takes the lidar's points" not in said
+
+
+def test_a_class_whose_lidar_points_autoware_takes_away_is_warned_of(start_node, vehicle, capfd):
+    start_node(segmentation__mask_encoding="autoware_rle", autoware__mask_labels=["guardrail=wall", "car=vehicle"])
+    assert vehicle.configure()
+    said = capfd.readouterr().err
+    assert "autoware.mask_labels: guardrail=wall: Autoware's segmentation_pointcloud_fusion takes the lidar's" in said
 
 
 @pytest.mark.parametrize(
