@@ -260,6 +260,7 @@ class BagPass:
 
     def __init__(self, evaluator: Evaluator, bag: Path, name: str, first: int, last: int | None, workers: int) -> None:
         self._evaluator, self._job = evaluator, evaluator.job
+        self._rgb_size = (0, 0)  # of the last image that could be decoded
         self._path, self._name = bag, name
         self._first, self._last, self._workers = first, last, max(1, workers)
         self._pipelines: dict[str, Pipeline] = {}
@@ -336,13 +337,28 @@ class BagPass:
     def _open(self, bag: Bag, stack: ExitStack) -> Replay:
         job, evaluator = self._job, self._evaluator
         modes = list(evaluator.students[0].students)
-        cameras: list[Camera] = []
+        used: list[Camera] = []
         if any(mode is not Mode.THERMAL_ONLY for mode in modes) or evaluator.teacher is not None:
-            cameras.append("rgb")
+            used.append("rgb")
         if any(one.main.uses_thermal for one in evaluator.everybody):
-            cameras.append("thermal")
-        topics = find_topics(bag, cameras, job.rgb_topic, job.thermal_topic)
+            used.append("thermal")
+        # A drive without one camera is judged as it would have been driven, where there is a student for that.
+        spared = {"rgb": Mode.THERMAL_ONLY, "thermal": Mode.VISIBLE_ONLY}
+        needed = [camera for camera in used if spared[camera] not in modes or evaluator.teacher is not None]
+        topics = find_topics(bag, needed, job.rgb_topic, job.thermal_topic)
+        if topics.rgb is None and topics.thermal is None:
+            topics = find_topics(bag, used, job.rgb_topic, job.thermal_topic)
+        for camera in used:
+            if (topics.rgb if camera == "rgb" else topics.thermal) is None:
+                logger.warning(
+                    "%s has no %s images where they were looked for: it is evaluated as it would be driven without "
+                    "that camera; --%s-topic names another topic",
+                    bag.path,
+                    camera,
+                    camera,
+                )
         self.topics = topics
+        self._rgb_size = (0, 0) if topics.rgb is None else _first_decoded_size(bag, topics.rgb)
         original = replace(
             job.parameters.pipeline_settings(topics.rgb or "", topics.thermal or ""), score_threshold=SCORE_FLOOR
         )
@@ -424,7 +440,11 @@ class BagPass:
         if not wanted:
             return None
         subject = frame.rgb or frame.thermal
-        size = (0, 0) if subject is None else _size_of(subject.message)
+        if image is not None:
+            self._rgb_size = (image.shape[1], image.shape[0])
+        # A broken header says anything, and the objects of its frame are missed.
+        known = frame.rgb is not None and self._rgb_size != (0, 0)
+        size = self._rgb_size if known else (0, 0) if subject is None else _size_of(subject.message)
         stamp = frame.log_ns if subject is None else subject.stamp_ns
         truth = None
         if self._truth is not None and frame.rgb is not None and min(size) > 0:
@@ -589,6 +609,17 @@ def _first_size(bag: Bag, topic: str) -> tuple[int, int] | None:
         if min(size) > 0:
             return size
     return None
+
+
+def _first_decoded_size(bag: Bag, topic: str) -> tuple[int, int]:
+    """Return the size of the first RGB image that can be decoded, (0, 0) without one."""
+    for item in bag.messages([topic]):
+        try:
+            height, width, _ = to_rgb(item.message, topic).shape
+        except (BagError, ImageError):
+            continue
+        return width, height
+    return 0, 0
 
 
 def _told_light(choice: str, bag: Bag) -> Light | None:

@@ -7,8 +7,11 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import cv2
+import numpy as np
 import onnxruntime
 
+import md_perception
 from md_perception.evaluation.simulate import Simulation
 from md_perception.evaluation.truth import TruthSpec
 from md_perception.parameters import Parameters
@@ -82,7 +85,7 @@ class Job:
         return None if self.truth is None else replace(self.truth, rgb_topic=self.truth.rgb_topic or rgb_topic)
 
     def configuration(self) -> dict[str, Any]:
-        """Return, as plain JSON, what decides the result: files by their SHA-256, and the version of ONNX Runtime.
+        """Return, as plain JSON, what decides the result: files by their SHA-256, versions of this software.
 
         Raises EvaluationError where a file cannot be read.
         """
@@ -96,6 +99,7 @@ class Job:
             "providers": list(self.providers),
             "threads": self.threads,
             "onnxruntime": onnxruntime.__version__,
+            "md_perception": software()["md_perception"],
             "rgb_topic": self.rgb_topic,
             "thermal_topic": self.thermal_topic,
             "light": self.light,
@@ -103,6 +107,21 @@ class Job:
             "simulation": str(self.simulation),
             "result_bag": self.with_results,
         }
+
+
+def software() -> dict[str, str]:
+    """Return the versions that a result depends on; of this package also a SHA-256 of its source."""
+    digest, folder = hashlib.sha256(), Path(md_perception.__file__).parent
+    for path in sorted(folder.rglob("*.py")):
+        name = path.relative_to(folder)
+        if name.parts[0] not in ("msg", "ros"):  # generated where it is built for ROS, and without a part in this
+            digest.update(f"{name.as_posix()} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return {
+        "md_perception": f"{md_perception.__version__} (source {digest.hexdigest()[:12]})",
+        "onnxruntime": str(onnxruntime.__version__),
+        "numpy": np.__version__,
+        "opencv": str(cv2.__version__),
+    }
 
 
 def named(files: Iterable[Path]) -> dict[str, Path]:

@@ -41,6 +41,7 @@ from md_perception.metrics.miss_rate import (
     Bootstrap,
     KaistTruth,
     ScoredBoxes,
+    inside,
     kaist_miss_rates,
     log_average,
     of_class,
@@ -62,8 +63,8 @@ class Judged:
     """One student's answers beside a reference, the truth or a teacher, for the frames that have both.
 
     name: of the student. records: all frames. box_rows: int64 (B,), the frames with boxes; truth, found: of them;
-    annotated: ignored by the annotation itself, whatever is counted; occlusion: levels, -1 unknown. mask_rows: int64
-    (M,), the frames with masks; confusions: int64 (M, 9, 9). classes: that are scored.
+    annotated: ignored by the annotation itself or, of KAIST, at the border, whatever is counted; occlusion: levels, -1
+    unknown. mask_rows: int64 (M,), the frames with masks; confusions: int64 (M, 9, 9). classes: that are scored.
     """
 
     name: str
@@ -170,7 +171,9 @@ def judge(
 ) -> Judged:
     """Return a student's answers beside the truth. truth: None: plain counting, of the classes that it shows."""
     counting: Counting = "plain" if truth is None else truth.counting
-    has_boxes = any(record.answers[student].detections is not None for record in records)
+    answers = [record.answers[student] for record in records]
+    # One that answered nothing at all has missed everything, whatever its tasks are.
+    has_boxes = any(a.detections is not None for a in answers) or all(a.rejected for a in answers)
     rows: list[int] = []
     boxes: list[TruthBoxes] = []
     annotated: list[Flags] = []
@@ -184,7 +187,8 @@ def judge(
         flags = np.zeros(count, np.bool_) if known.ignored is None else known.ignored
         levels = np.full(count, -1, np.int64) if known.occlusion is None else known.occlusion
         if counting == "kaist":
-            ignored = REASONABLE.ignored(_as_kaist(known.boxes, flags, levels, record.light == "night"))
+            persons = _as_kaist(known.boxes, flags, levels, record.light == "night")
+            ignored, flags = REASONABLE.ignored(persons), flags | ~inside(persons)
         else:
             heights = known.boxes[:, 3] - known.boxes[:, 1]
             ignored = flags | (heights < settings.least_height_px) | (levels == HEAVY_OCCLUSION)

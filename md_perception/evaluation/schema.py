@@ -220,9 +220,9 @@ class StudentReport(Part):
     def figures(self) -> dict[str, float | None]:
         """Return the figures by flat names, for gates and tables.
 
-        miss_rate, ap, ap50, recall, precision, macc9, macc8, miou9, macc_present, miou_present, pixel_accuracy, with
-        _day and _night where there are both; ap50_CLASS, ap_CLASS, miss_rate_CLASS, recall_CLASS, precision_CLASS;
-        flicker (per 100 object-frames); answered_share.
+        miss_rate, ap, ap50, macc9, macc8, miou9, macc_present, miou_present, pixel_accuracy, with _day and _night where
+        there are both; ap50_CLASS, ap_CLASS, miss_rate_CLASS, recall_CLASS, precision_CLASS; flicker (per 100
+        object-frames); answered_share.
         """
         rejected = sum(self.rejected.values())
         named: dict[str, float | None] = {

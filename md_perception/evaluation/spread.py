@@ -8,7 +8,6 @@ the next chunk. What a lost worker was doing, Ray gives to another one (max_retr
 to see bags, students and truth under the paths that they have here, and to run the same software, or says so.
 """
 
-import hashlib
 import itertools
 import logging
 import os
@@ -19,20 +18,13 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import cv2
-import numpy as np
-import onnxruntime
-
-import md_perception
 from md_perception.bags.types import UnknownTypeError
 from md_perception.bags.write import BagError
 from md_perception.evaluation.chunks import Evaluated, Evaluator
-from md_perception.evaluation.job import EvaluationError, Job, bag_digest
+from md_perception.evaluation.job import EvaluationError, Job, bag_digest, software
 from md_perception.evaluation.records import DriveRecord
 from md_perception.evaluation.run import Frames, Task, frames_about
 from md_perception.evaluation.simulate import SimulationError
@@ -89,22 +81,6 @@ class _Part:
     processor: str
     drive: DriveRecord | None = None
     rest: bytes = b""
-
-
-@cache
-def software() -> dict[str, str]:
-    """Return the versions that a result depends on; of this package also a SHA-256 of its source."""
-    digest, folder = hashlib.sha256(), Path(md_perception.__file__).parent
-    for path in sorted(folder.rglob("*.py")):
-        name = path.relative_to(folder)
-        if name.parts[0] not in ("msg", "ros"):  # generated where it is built for ROS, and without a part in this
-            digest.update(f"{name.as_posix()} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
-    return {
-        "md_perception": f"{md_perception.__version__} (source {digest.hexdigest()[:12]})",
-        "onnxruntime": str(onnxruntime.__version__),
-        "numpy": np.__version__,
-        "opencv": str(cv2.__version__),
-    }
 
 
 def evaluate_order(asked: _Order) -> Iterator[_Part]:

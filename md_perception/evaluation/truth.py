@@ -130,7 +130,7 @@ def open_truth(bag: Bag, spec: TruthSpec | None = None) -> Truth | None:
     """Return the truth of a bag; None where the spec names nothing and the bag has no truth topics.
 
     bag: open; the topics are read with a reader of their own.
-    Raises TruthError, DataError or BagError where what the spec names is not there or cannot be read.
+    Raises TruthError, DataError or BagError where what the spec names is not there, cannot be read or is there twice.
     """
     spec = spec or TruthSpec()
     sources: list[Source] = []
@@ -144,7 +144,14 @@ def open_truth(bag: Bag, spec: TruthSpec | None = None) -> Truth | None:
     mask = find_topic(bag, spec.mask_topic, TRUTH_MASK if usual and spec.masks is None else "", IMAGE)
     boxes: dict[str, Any] = {}
     masks: list[str] = []
+    seen: set[tuple[str, str]] = set()
     for stamp, item in stamped(bag.path, [topic for topic in (detections, mask) if topic]):
+        if (item.topic, stamp) in seen:
+            raise TruthError(
+                f"{item.topic} has two messages with the stamp {stamp}: which image each belongs to cannot be told; "
+                "give the truth as files (--truth), or leave it out (--truth none)"
+            )
+        seen.add((item.topic, stamp))
         if item.topic == detections:
             boxes[stamp] = item.message
         else:

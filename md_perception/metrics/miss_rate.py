@@ -108,24 +108,24 @@ class Setting:
     heights_px: tuple[float, float]
     occlusions: tuple[int, ...]
 
-    # A counted box lies within these columns and rows, 1-based as the boxes are; KAIST's images have 640 x 512 px.
-    COLUMNS = (5, 635)
-    ROWS = (5, 507)
-
     def ignored(self, truth: KaistTruth) -> BoolArray:
         """Return bool (G,): the objects of an image that are not counted."""
-        left, top, width, height = truth.boxes.T
+        height = truth.boxes[:, 3]
         low, high = self.heights_px
-        return (
-            truth.ignored
-            | ~np.isin(truth.occlusion, self.occlusions)
-            | (height < low)
-            | (height > high)
-            | (left < self.COLUMNS[0])
-            | (left + width > self.COLUMNS[1])
-            | (top < self.ROWS[0])
-            | (top + height > self.ROWS[1])
-        )
+        unlike = ~np.isin(truth.occlusion, self.occlusions) | (height < low) | (height > high)
+        return truth.ignored | unlike | ~inside(truth)
+
+
+# A counted box lies within these columns and rows, 1-based as the boxes are; KAIST's images have 640 x 512 px.
+_COLUMNS = (5, 635)
+_ROWS = (5, 507)
+
+
+def inside(truth: KaistTruth) -> BoolArray:
+    """Return bool (G,): the objects that do not touch the image's border."""
+    left, top, width, height = truth.boxes.T
+    across = (left >= _COLUMNS[0]) & (left + width <= _COLUMNS[1])
+    return across & (top >= _ROWS[0]) & (top + height <= _ROWS[1])
 
 
 REASONABLE = Setting("reasonable", (55, np.inf), (NO_OCCLUSION, PARTIAL_OCCLUSION))

@@ -15,12 +15,13 @@ import pytest
 from small_drives import MS, RGB, START, STORE, THERMAL, noise, write_drive
 from tiny_student import tiny_manifest, write_tiny_student
 
+import md_perception
 from md_perception.bags.injection import Injection
 from md_perception.bags.make import RGB_CAMERA, THERMAL_CAMERA, TimedMessage, camera_messages, declare_camera
 from md_perception.bags.read import Bag
 from md_perception.bags.results import order_problems, recorded_results
 from md_perception.bags.types import COMPRESSED_IMAGE
-from md_perception.bags.write import BagWriter
+from md_perception.bags.write import BagError, BagWriter
 from md_perception.evaluation.chunks import Evaluated, Evaluator, evaluate_chunk
 from md_perception.evaluation.job import EvaluationError, Job, bag_digest, named
 from md_perception.evaluation.records import FrameRecord
@@ -156,6 +157,14 @@ def test_other_settings_in_the_same_folder_are_refused_with_what_differs(job: Jo
         run(job, {"drive": drive, "again": drive}, whole)
 
 
+def test_another_version_of_this_package_does_not_go_on_with_an_evaluation(
+    job: Job, drive: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(md_perception, "__version__", "99.0")
+    with pytest.raises(EvaluationError, match=r"other settings \(md_perception\)"):
+        run(job, {"drive": drive}, whole)
+
+
 def test_a_folder_of_somebody_else_is_not_written_to(job: Job, drive: Path, tmp_path: Path) -> None:
     (tmp_path / "letter.txt").write_text("dear reader")
     with pytest.raises(EvaluationError, match="holds no evaluation"):
@@ -248,6 +257,48 @@ def test_a_student_of_rgb_alone_answers_where_one_of_both_cameras_cannot(student
     assert [record.index for record in lost] == list(range(31, 90))
     assert {record.answers["both"].rejected for record in lost} == {"unpaired: no thermal image came in time"}
     assert not any(record.answers["rgb"].rejected for record in records)
+
+
+@pytest.mark.parametrize("lost", [THERMAL, RGB])
+def test_a_drive_without_one_camera_is_judged_as_it_would_be_driven(students, lost, tmp_path: Path, caplog) -> None:
+    path = write_drive(tmp_path / "drive", 60, faults=[Injection("drop", lost, 0.0, 9.0, 1.0)])
+    job = Job({"s": students["fused"]}, visible_student=students["visible"], thermal_student=students["warm"])
+    modes = [record.mode for record in records_of(job, path)]
+    assert modes[-1] is (Mode.VISIBLE_ONLY if lost == THERMAL else Mode.THERMAL_ONLY)
+    assert "has no thermal images" in caplog.text if lost == THERMAL else "has no rgb images" in caplog.text
+    with pytest.raises(BagError, match=f"has no images on {lost}"):
+        records_of(Job({"s": students["fused"]}), path)
+    with pytest.raises(BagError, match="has no images on /other"):
+        records_of(replace(job, thermal_topic="/other"), path)
+
+
+@pytest.mark.parametrize("width", [0, 99_999])
+def test_the_objects_of_an_image_whose_header_is_broken_are_missed(students, width: int, tmp_path: Path) -> None:
+    whole = write_drive(tmp_path / "whole", 10, truth=True)
+    with Bag(whole) as bag, BagWriter(tmp_path / "drive") as writer:
+        for topic, summary in bag.topics.items():
+            writer.add_topic(topic, summary.msgtype)
+        for number, item in enumerate(bag.messages(list(bag.topics))):
+            message = item.message
+            if item.topic == RGB and number % 8 < 4:
+                message.width = width
+            writer.write(item.topic, item.log_ns, message)
+    job = Job({"s": students["fused"]}, truth=TruthSpec())
+    records = records_of(job, tmp_path / "drive")
+    broken = [record for record in records if record.answers["s"].rejected]
+    assert 0 < len(broken) < len(records)
+    assert {record.size for record in records} == {(32, 24)}
+    assert all(len(record.truth.boxes) == 1 for record in broken)
+
+
+def test_a_student_that_answers_no_frame_has_missed_all(students, tmp_path: Path) -> None:
+    faults = [Injection("cut", RGB, 0.0, 9.0, 0.5)]
+    path = write_drive(tmp_path / "drive", 10, truth=True, faults=faults, size=(160, 128))
+    report = run(Job({"s": students["fused"]}, truth=TruthSpec()), {"drive": path}, tmp_path / "out").report
+    found = report.students["s"]
+    assert found.answered == 0
+    assert found.figures()["miss_rate"] == 1.0
+    assert found.figures()["recall_person"] == 0.0
 
 
 def test_a_student_of_one_camera_is_replayed_as_a_node_that_has_no_other(students, tmp_path: Path) -> None:

@@ -263,6 +263,21 @@ def test_figures_have_six_decimals_and_no_nan(value, kept) -> None:
     assert "-0" not in score.model_dump_json()
 
 
+def test_persons_at_the_border_of_kaist_images_are_counted_in_no_slice() -> None:
+    inside, left, right = (100.0, 100.0, 140.0, 200.0), (1.0, 100.0, 41.0, 200.0), (600.0, 100.0, 640.0, 200.0)
+    persons = objects(*((box, PERSON, False, 0) for box in (inside, left, right)))
+    record = replace(records(student=STUDENT)[0], truth=persons, size=(640, 512))
+    truth = TruthReport(
+        description="", counting="kaist", classes=("person",), frames=1, with_truth=1, entries=1, unmatched=0
+    )
+
+    found = report_of([record], settings=SETTINGS, truth=truth).students["student"]
+
+    assert found.slice().detection.by_class["person"].objects == 1
+    assert [part.objects for part in found.objects if (part.by, part.name) == ("occlusion", "none")] == [1]
+    assert sum(part.objects for part in found.objects if part.by == "height") == 1
+
+
 # Where there is less
 
 

@@ -65,6 +65,17 @@ def write_yolo(folder: Path, names: Sequence[str], line: str = "0 0.5 0.5 0.25 0
 
 
 class TestTopics:
+    @pytest.mark.parametrize("topic", [TRUTH_DETECTIONS, TRUTH_MASK])
+    def test_a_stamp_that_is_there_twice_is_refused(self, street: Path, topic: str, tmp_path: Path) -> None:
+        with Bag(street) as bag, BagWriter(tmp_path / "bag") as writer:
+            for name, summary in bag.topics.items():
+                writer.add_topic(name, summary.msgtype)
+            for item in bag.messages(list(bag.topics)):
+                for _ in range(1 + (item.topic == topic)):
+                    writer.write(item.topic, item.log_ns, item.message)
+        with pytest.raises(TruthError, match=f"{topic} has two messages with the stamp {START_NS}: .* truth as files"):
+            opened(tmp_path / "bag")
+
     def test_boxes_masks_and_occlusion_of_a_scene_bag(self, street: Path, stamps: list[int]) -> None:
         with Bag(street) as bag:
             messages = [item.message for item in bag.messages([TRUTH_DETECTIONS])]
