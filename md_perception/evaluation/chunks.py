@@ -444,7 +444,7 @@ class BagPass:
             self._rgb_size = (image.shape[1], image.shape[0])
         # A broken header says anything, and the objects of its frame are missed.
         known = frame.rgb is not None and self._rgb_size != (0, 0)
-        size = self._rgb_size if known else (0, 0) if subject is None else _size_of(subject.message)
+        size = self._rgb_size if known else (0, 0) if subject is None else stated_size(subject.message)
         stamp = frame.log_ns if subject is None else subject.stamp_ns
         truth = None
         if self._truth is not None and frame.rgb is not None and min(size) > 0:
@@ -591,7 +591,7 @@ def _decoded(message: Message | None, topics: DriveTopics | None) -> tuple[Messa
     return SimpleNamespace(header=message.header, **image_fields(image, "rgb8")), image
 
 
-def _size_of(message: Message) -> tuple[int, int]:
+def stated_size(message: Message) -> tuple[int, int]:
     """Return (width, height) px as the message says, (0, 0) where it says nothing."""
     if not is_compressed(message):
         return int(message.width), int(message.height)
@@ -603,7 +603,7 @@ def _first_size(bag: Bag, topic: str) -> tuple[int, int] | None:
     """Return the size of the first image on a topic that says one."""
     for item in bag.messages([topic]):
         try:
-            size = _size_of(item.message)
+            size = stated_size(item.message)
         except BagError:
             continue
         if min(size) > 0:

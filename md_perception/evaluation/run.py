@@ -14,7 +14,7 @@ import md_perception
 from md_perception.bags.make import Progress
 from md_perception.bags.read import Bag
 from md_perception.bags.write import BagError
-from md_perception.evaluation.chunks import UNPAIRED, Evaluated, Evaluator
+from md_perception.evaluation.chunks import UNPAIRED, Evaluated, Evaluator, stated_size
 from md_perception.evaluation.job import EvaluationError, Job, bag_digest
 from md_perception.evaluation.pictures import Picture
 from md_perception.evaluation.records import DriveRecord, FrameRecord
@@ -276,16 +276,19 @@ def _matched(job: Job, path: Path, allow_unmatched: bool) -> tuple[Truth, TruthM
         if truth is None:
             return None
         with truth:
-            match = truth.match(_stamps(bag, topics.rgb))
-    match.require(allow_unmatched or bag.damage is not None)
+            frames = list(_frames(bag, topics.rgb))
+            match = truth.match((stamp, index) for stamp, index, _ in frames)
+            match.require(allow_unmatched or bag.damage is not None)
+            for size, _ in Counter(size for *_, size in frames).most_common(1):  # others may be broken headers
+                truth.read_boxes([(stamp, index) for stamp, index, own in frames if own == size], size)
     return truth, match
 
 
-def _stamps(bag: Bag, topic: str | None) -> Iterator[tuple[int, int]]:
-    """Yield stamp, ns, and index of the RGB images."""
+def _frames(bag: Bag, topic: str | None) -> Iterator[tuple[int, int, tuple[int, int]]]:
+    """Yield stamp, ns, index and stated size of the RGB images."""
     for index, item in enumerate(bag.messages([topic] if topic else [])):
         try:
-            yield stamp_ns(item.message), index
+            yield stamp_ns(item.message), index, stated_size(item.message)
         except BagError:
             continue
 

@@ -16,6 +16,7 @@ from small_drives import MS, RGB, START, STORE, THERMAL, noise, write_drive
 from tiny_student import tiny_manifest, write_tiny_student
 
 import md_perception
+from md_perception.annotations.files import DataError
 from md_perception.bags.injection import Injection
 from md_perception.bags.make import RGB_CAMERA, THERMAL_CAMERA, TimedMessage, camera_messages, declare_camera
 from md_perception.bags.read import Bag
@@ -547,6 +548,19 @@ def test_bags_without_a_single_frame_are_an_error(students, tmp_path: Path) -> N
     with pytest.raises(EvaluationError, match=r"no frame is left to evaluate in .*drive"):
         run(job, {"drive": path}, tmp_path / "out")
     assert not (tmp_path / "out/report.json").exists()
+
+
+def test_a_bad_annotation_is_told_before_the_inference(students, tmp_path: Path) -> None:
+    path = write_drive(tmp_path / "drive", 6, size=(160, 128))
+    folder = tmp_path / "truth"
+    for number in range(6):
+        file = folder / "boxes" / f"{START + round(number * 1e9 / 30)}.txt"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("0 0.5 0.5 0.25 0.5\n" if number < 5 else "0 0.5 0.5 0.25\n")
+    job = Job({"s": students["fused"]}, truth=TruthSpec(path=folder))
+    with pytest.raises(DataError, match="line 1 has 4 numbers, expected 5"):
+        run(job, {"drive": path}, tmp_path / "out")
+    assert not list((tmp_path / "out" / "records").glob("*"))
 
 
 def test_truth_by_number_belongs_to_one_bag(students, tmp_path: Path) -> None:
