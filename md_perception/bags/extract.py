@@ -389,8 +389,9 @@ class _Extraction:
     def _objects(self, item: BagMessage) -> Detections:
         try:
             return detections_of(item.message)
-        except KeyError as error:
-            raise BagError(f"{item.topic}: {error.args[0]}") from None
+        except (KeyError, ValueError) as error:
+            where = f"{item.topic}, stamp {stamp_ns(item.message)}"
+            raise BagError(f"{where}: {error.args[0]}; mend its publisher, or leave the topic out") from None
 
     def _mask(self, item: BagMessage, pair: ExtractedPair) -> UInt8Image:
         try:

@@ -144,15 +144,23 @@ def perception_of(result: Recorded, rgb: np.ndarray, classes: ClassList = DETECT
 
 
 def detections_of(message: Any, classes: ClassList = DETECTION) -> Detections:
-    """Return the objects of a vision_msgs/Detection2DArray; raises KeyError for a class that is not in the list."""
+    """Return the objects of a vision_msgs/Detection2DArray.
+
+    Raises KeyError for a class that is not in the list, ValueError for a detection without `results` or a box that is
+    not finite.
+    """
     boxes = np.zeros((len(message.detections), 4), np.float32)
     scores = np.zeros(len(message.detections), np.float32)
     labels = np.zeros(len(message.detections), np.int64)
     for index, detection in enumerate(message.detections):
+        if not detection.results:
+            raise ValueError("a detection without a class: its `results` are empty")
         box, best = detection.bbox, detection.results[0].hypothesis
         x, y = box.center.position.x, box.center.position.y
         boxes[index] = (x - box.size_x / 2, y - box.size_y / 2, x + box.size_x / 2, y + box.size_y / 2)
         scores[index], labels[index] = best.score, classes.id_of(best.class_id)
+    if not np.isfinite(boxes).all():
+        raise ValueError("a detection whose box is not finite")
     return Detections(boxes, scores, labels)
 
 

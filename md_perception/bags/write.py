@@ -90,14 +90,18 @@ class BagWriter:
             raise BagError(f"cannot write a bag at {self.path}: {error.strerror or error}") from None
         return self
 
-    def add_topic(self, topic: str, msgtype: str, qos: TopicQos = TopicQos.RELIABLE) -> None:
+    def add_topic(
+        self, topic: str, msgtype: str, qos: TopicQos = TopicQos.RELIABLE, source: Typestore | None = None
+    ) -> None:
         """Declare a topic, which may stay without messages.
 
-        topic: absolute name. msgtype: such as `sensor_msgs/msg/Image`. Raises UnknownTypeError.
+        topic: absolute name. msgtype: such as `sensor_msgs/msg/Image`. source: that of the bag that it is copied from,
+        which knows types that are not installed here; without it raises UnknownTypeError for such.
         """
-        require(self.store, msgtype)
+        if source is None:
+            require(self.store, msgtype)
         self._connections[topic] = self._writer.add_connection(
-            topic, msgtype, typestore=self.store, offered_qos_profiles=[qos.offered()]
+            topic, msgtype, typestore=source or self.store, offered_qos_profiles=[qos.offered()]
         )
         self.counts[topic] = 0
 

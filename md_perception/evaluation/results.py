@@ -157,7 +157,7 @@ def write_result_bag(
         taken = {*_TYPES, TOPICS.label_info}
         inputs = [topic for topic in bag.topics if topic not in taken] if copy_inputs else []
         for topic in inputs:
-            writer.add_topic(topic, bag.topics[topic].msgtype, bag.topics[topic].qos)
+            writer.add_topic(topic, bag.topics[topic].msgtype, bag.topics[topic].qos, bag.store)
         writer.add_topic(TOPICS.status, STATUS)
         writer.add_topic(TOPICS.detections, DETECTIONS)
         if student.manifest.segmentation_classes:

@@ -171,10 +171,6 @@ def evaluate(
                 f"no frame is left to evaluate in {', '.join(map(str, bags.values()))}: what they hold of the cameras "
                 "is damaged, or the simulation drops all of it"
             )
-        result_bags = {}
-        if job.with_results:
-            for name, path in bags.items():
-                result_bags[name] = _finish_result_bag(evaluator, folder, name, path, stores[name], copy_inputs)
         drives = {name: one.drive for name, one in stores.items() if one.drive is not None}
         report = report_of(
             [record for one in stores.values() for record in one.records],
@@ -188,6 +184,10 @@ def evaluate(
         timing = Timing.of((times for one in stores.values() for times in one.times_ms), store.machines(), workers)
         store.write("report.json", report.to_json())
         store.write("timing.json", json.dumps(timing.content(), indent=1) + "\n")
+        result_bags = {}
+        if job.with_results:
+            for name, path in bags.items():
+                result_bags[name] = _finish_result_bag(evaluator, folder, name, path, stores[name], copy_inputs)
         records = {name: one.records for name, one in stores.items()}
     return Evaluation(folder, job, bags, report, timing, records, drives, result_bags)
 

@@ -128,7 +128,10 @@ class TopicBoxes(Source):
         known = class_ids(theirs.classes, {name: to for name, to in rename.items() if name in names}, topic)
         self._ids = np.array([known[name] for name in theirs.classes], np.int64)
         for stamp, message in messages.items():
-            self._frames[stamp] = detections_of(message, theirs)
+            try:
+                self._frames[stamp] = detections_of(message, theirs)
+            except ValueError as error:
+                raise TruthError(f"{topic}, stamp {stamp}: {error}") from None
 
     @property
     def entries(self) -> Sequence[str]:

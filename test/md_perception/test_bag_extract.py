@@ -1,6 +1,7 @@
 """From a bag to a data set: the pairs are those of the node, the labels those of the truth, and every image counts."""
 
 import json
+import math
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -21,6 +22,7 @@ from md_perception.bags.results import TRUTH_DETECTIONS, TRUTH_MASK, detections_
 from md_perception.bags.scenes import StreetOptions, make_from_scenes
 from md_perception.bags.types import COMPRESSED_IMAGE, IMAGE, make_header
 from md_perception.bags.write import BagError, BagWriter, Storage
+from md_perception.evaluation.truth import TruthError, open_truth
 from md_perception.labels import DETECTION
 from md_perception.results import Detections
 from md_perception.sensing.images import image_fields, stamp_ns, to_rgb
@@ -307,6 +309,27 @@ def test_topics_that_are_not_there_are_named_with_those_that_are(street: Path, t
         extract(street, tmp_path / "set", replace(CENTIKELVIN, mask_topic="/thermal/image_raw"))
     with pytest.raises(BagError, match=r"/rgb/image_raw: a mask \(128, 160, 3\) of uint8 beside an RGB image"):
         extract(street, tmp_path / "set", replace(CENTIKELVIN, mask_topic="/rgb/image_raw"))
+
+
+@pytest.mark.parametrize(("fault", "reason"), [("class", "`results` are empty"), ("box", "whose box is not finite")])
+def test_an_object_that_is_none_is_refused_with_its_stamp(
+    street: Path, fault: str, reason: str, tmp_path: Path
+) -> None:
+    with Bag(street) as bag, BagWriter(tmp_path / "bag") as writer:
+        for topic, summary in bag.topics.items():
+            writer.add_topic(topic, summary.msgtype)
+        for item in bag.messages():
+            message = item.message
+            for detection in message.detections if item.topic == TRUTH_DETECTIONS else ():
+                if fault == "class":
+                    detection.results = []
+                else:
+                    detection.bbox.center.position.x = math.nan
+            writer.write(item.topic, item.log_ns, message)
+    with pytest.raises(BagError, match=rf"/truth/detections, stamp \d+: a detection .*{reason}; mend its publisher"):
+        extract(tmp_path / "bag", tmp_path / "out", replace(CENTIKELVIN, tolerance_s=0.03))
+    with Bag(tmp_path / "bag") as bag, pytest.raises(TruthError, match=reason):
+        open_truth(bag)
 
 
 def test_nothing_but_an_extracted_set_is_replaced_and_only_when_asked(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from small_drives import MS, RGB, START, STORE, THERMAL, noise, write_drive
 from tiny_student import tiny_manifest, write_tiny_student
 
@@ -23,6 +24,7 @@ from md_perception.bags.read import Bag
 from md_perception.bags.results import order_problems, recorded_results
 from md_perception.bags.types import COMPRESSED_IMAGE
 from md_perception.bags.write import BagError, BagWriter
+from md_perception.evaluation import run as evaluation_run
 from md_perception.evaluation.chunks import Evaluated, Evaluator, evaluate_chunk
 from md_perception.evaluation.job import EvaluationError, Job, bag_digest, named
 from md_perception.evaluation.records import FrameRecord
@@ -479,6 +481,38 @@ def test_inputs_are_copied_into_the_result_bag_where_asked(students, tmp_path: P
         times = [item.log_ns for item in results.messages()]
         assert times == sorted(times)
         assert results.topics["/md_perception/detections"].count == 10
+
+
+def test_inputs_of_types_that_are_not_installed_are_copied_by_their_definition_in_the_bag(
+    students, tmp_path: Path
+) -> None:
+    own = get_typestore(Stores.ROS2_JAZZY)
+    own.register(get_types_from_msg("float64 metres", "my_msgs/msg/Odometer"))
+    with Bag(write_drive(tmp_path / "cameras", 10)) as bag, BagWriter(tmp_path / "drive") as writer:
+        for topic, summary in bag.topics.items():
+            writer.add_topic(topic, summary.msgtype)
+        writer.add_topic("/odometer", "my_msgs/msg/Odometer", source=own)
+        for item in bag.messages():
+            writer.write_raw(item.topic, item.log_ns, item.raw)
+        travelled = own.serialize_cdr(own.types["my_msgs/msg/Odometer"](metres=1.5), "my_msgs/msg/Odometer")
+        writer.write_raw("/odometer", item.log_ns, travelled)
+    job = Job({"s": students["fused"]}, with_results=True)
+    found = run(job, {"drive": tmp_path / "drive"}, tmp_path / "out", copy_inputs=True)
+    with Bag(found.result_bags["drive"]) as results:
+        assert [item.message.metres for item in results.messages(["/odometer"])] == [1.5]
+
+
+def test_the_report_is_there_where_the_result_bag_cannot_be_written(
+    students, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_space(*_: object) -> Path:
+        raise BagError("cannot write to the bag: No space left on device")
+
+    monkeypatch.setattr(evaluation_run, "_finish_result_bag", no_space)
+    job = Job({"s": students["fused"]}, with_results=True)
+    with pytest.raises(BagError, match="No space left"):
+        run(job, {"drive": write_drive(tmp_path / "drive", 10)}, tmp_path / "out")
+    assert (tmp_path / "out" / "report.json").exists()
 
 
 def test_pictures_are_read_again_with_the_masks_of_all_students(evaluation: Evaluation) -> None:
