@@ -89,6 +89,11 @@ class Bag:
             self.end_ns: int = reader.end_time - 1 if reader.message_count else 0
             """Log time of the last message, nanoseconds."""
         self.store = self._make_store()
+        if (log := _pending(path)) is not None:
+            self.damage = (
+                f"messages of {log.name} are not read, which a recorder that was killed did not move into the bag: "
+                f"`sqlite3 {log.name.removesuffix('-wal')} 'PRAGMA wal_checkpoint(TRUNCATE)'` does"
+            )
 
     def _make_store(self) -> Typestore:
         limits.check_definitions(self.path, self._connections)
@@ -101,8 +106,10 @@ class Bag:
     def _open_damaged(self, reason: Exception) -> None:
         files = list(self.path.iterdir()) if self.path.is_dir() else [self.path]
         files = [file for file in files if file.suffix in salvage.SCANNERS]
-        # A whole SQLite3 file that rosbags does not take has another fault than a missing end.
-        if not files or (files[0].suffix == ".db3" and not any(salvage.is_cut(file) for file in files)):
+        # A whole SQLite3 file that rosbags does not take has another fault than a missing end, unless the metadata are
+        # missing, which a recorder writes when it ends.
+        ended = not self.path.is_dir() or (self.path / "metadata.yaml").exists()
+        if not files or (ended and files[0].suffix == ".db3" and not any(salvage.is_cut(file) for file in files)):
             raise BagError(f"{self.path} is not a bag that can be read: {reason}") from reason
         self._salvaged = sorted(files, key=lambda file: natural(file.name))  # drive_2 was recorded before drive_10
         self.damage = f"opened without its index: {reason}"
@@ -220,6 +227,12 @@ def _unpack_here(reader: Reader) -> bool:
         return False
     storage.metadata = storage.metadata._replace(compression_mode=None)
     return True
+
+
+def _pending(bag: Path) -> Path | None:
+    """Return the write-ahead log of a SQLite3 file, with messages that are not in the file itself; None without one."""
+    logs = sorted(bag.glob("*.db3-wal")) if bag.is_dir() else [bag.with_name(f"{bag.name}-wal")]
+    return next((log for log in logs if log.is_file() and log.stat().st_size), None)
 
 
 def _store_of(connections: list[Connection]) -> Typestore:

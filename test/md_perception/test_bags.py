@@ -413,6 +413,39 @@ def test_a_cut_database_is_read_up_to_the_cut(tmp_path: Path, share: float, alon
     assert 40 * share - 4 <= len(found) < 40
 
 
+def small_database(path: Path) -> Path:
+    """Write a SQLite3 bag of three messages and return its storage file."""
+    with BagWriter(path, storage="sqlite3") as writer:
+        writer.add_topic("/a", IMAGE)
+        for index in range(3):
+            stamp = START_NS + index
+            writer.write("/a", stamp, image_message(writer, stamp, np.full((8, 8), index, np.uint8)))
+    (file,) = path.glob("*.db3")
+    return file
+
+
+def test_a_whole_database_whose_recorder_was_killed_before_the_metadata_is_read(tmp_path: Path) -> None:
+    small_database(tmp_path / "drive")
+    (tmp_path / "drive/metadata.yaml").unlink()
+    with Bag(tmp_path / "drive") as bag:
+        assert [item.log_ns - START_NS for item in bag.messages()] == [0, 1, 2]
+        assert bag.damage is not None
+        assert "metadata" in bag.damage
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_messages_that_wait_in_a_log_beside_the_database_are_told(tmp_path: Path, alone: bool) -> None:
+    file = small_database(tmp_path / "drive")
+    file.with_name(f"{file.name}-wal").touch()
+    with Bag(file if alone else tmp_path / "drive") as bag:
+        assert bag.damage is None or "-wal" not in bag.damage  # an empty log holds nothing
+    file.with_name(f"{file.name}-wal").write_bytes(bytes(32))
+    with Bag(file if alone else tmp_path / "drive") as bag:
+        assert bag.damage is not None
+        assert f"messages of {file.name}-wal are not read" in bag.damage
+        assert f"sqlite3 {file.name} 'PRAGMA wal_checkpoint(TRUNCATE)'" in bag.damage
+
+
 def test_what_is_no_bag_is_said_to_be_none(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "noise.mcap").write_bytes(b"\x89MCAP0\r\n" + bytes(range(256)))
