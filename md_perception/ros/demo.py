@@ -318,7 +318,7 @@ def report_text(figures: Figures, problems: list[str]) -> str:
             for name, (p50, p95, p99) in figures.times.items()
         ),
         "",
-        "total: from the stamp of the RGB image to its status. The player was at most "
+        "total: from the stamp of the RGB image to its status, in the time of the bag. The player was at most "
         f"{figures.late:.1f} ms behind its schedule for 99 % of the messages.",
         "",
         "| from | mode |",
