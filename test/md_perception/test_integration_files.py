@@ -63,12 +63,14 @@ def test_the_collision_monitor_reads_people_and_has_a_timeout() -> None:
     assert monitor["people"]["min_height"] < Parameters.defaults().ground_point_height_m
 
 
-def test_the_semantic_layer_names_classes_of_the_student_and_never_calls_the_unlabelled_anything() -> None:
+def test_the_semantic_layer_names_all_classes_and_the_unlabelled_lower_no_other_layers_cost() -> None:
     plugins = nav2_of("nav2_semantic_layer.yaml")["local_costmap"]["local_costmap"]["ros__parameters"]
     camera = plugins["semantic_layer"]["camera"]
     classes = [name for kind in camera["class_types"] for name in camera[kind]["classes"]]
-    assert set(classes) < set(SEGMENTATION.classes)
-    assert "unlabelled" not in classes
+    assert sorted(classes) == sorted(SEGMENTATION.classes)
+    # By the greatest cost of all layers, and with one that marks what no class names: a wall is unlabelled.
+    assert plugins["semantic_layer"].get("combination_method", 1) == 1
+    assert "voxel_layer" in plugins["plugins"]
     assert [camera[f"{name}_topic"] for name in ("segmentation", "confidence", "labels")] == [
         "/segmentation/mask",
         "/segmentation/confidence",
